@@ -1,0 +1,5 @@
+"""`python -m cbatch` is `cbatch`."""
+
+from cbatch.cli import main
+
+main()

@@ -1,0 +1,120 @@
+"""The command line: each command reads its arguments, builds objects, calls one function, prints.
+
+Exit codes (a promise; see the README): 0 done · 1 the run could not go on · 2 wrong usage or
+job.yaml · 3 finished with too many failed prompts · 4 stopped by a limit the user set · 5 a gate
+said no · 6 the measurement is not valid · 130/143 interrupted, the same line resumes.
+
+Nothing heavy is imported here: `cbatch --help` loads neither aiohttp nor pyarrow nor pydantic.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from cbatch import __version__
+from cbatch.errors import CbatchError
+
+# name -> (module, one line for --help); the module is imported when its command is used.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("run", "Run a job; the same line again resumes it."),
+    "plan": ("plan", "Show what a job would send, take and cost; send nothing."),
+    "status": ("status", "Show how far a run is and what is left."),
+    "report": ("report", "Print the measurements of a run."),
+    "verify": ("verify", "Prove a run: one row per prompt, nothing missing."),
+    "init": ("init", "Write a commented job.yaml and sample rows."),
+    "schema": ("schema", "Print the JSON Schema of job.yaml, for editors."),
+    "models": ("models", "List the models this key sees, with prices."),
+    "ping": ("ping", "Test key, endpoint and speed with one request."),
+    "sim": ("sim", "Serve a local Cerebras: same wire format, limits, faults."),
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"cbatch.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as exc:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            if near:
+                exc.message += f" Did you mean {near[0]!r}?"
+            raise
+
+
+@click.group(
+    cls=_Lazy,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: cbatch run jobs/hello.yaml --sim",
+)
+@click.version_option(__version__, prog_name="cbatch")
+def cli() -> None:
+    """Batch prompts through the Cerebras Inference API: JSONL or Parquet in, Parquet out.
+
+    Runs survive kill -9, keep to the account's rate limits, and measure every answer.
+    """
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line and exit with the code of the contract."""
+    sys.exit(invoke(args))
+
+
+def invoke(args: list[str] | None = None) -> int:
+    """Run the command line; returns its exit code. Every way to fail ends here in one clear message."""
+    try:
+        code = cli.main(args=args, prog_name="cbatch", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Abort:
+        return 130
+    except KeyboardInterrupt:
+        return 130
+    except click.ClickException as exc:
+        exc.show()
+        return 2
+    except CbatchError as exc:
+        fail(str(exc), exc.hint)
+        return exc.exit_code
+    except BrokenPipeError:
+        # `cbatch report … | head`: the reader has seen enough, and Python's own flush at exit must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except Exception as exc:  # noqa: BLE001 - the edge: a bug must end in a message, not in a wall of frames
+        if os.environ.get("CBATCH_DEBUG"):
+            raise
+        fail(
+            f"cbatch has a bug: {type(exc).__name__}: {exc}",
+            "what was counted is safe; set CBATCH_DEBUG=1 for the traceback, and please report it",
+        )
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def fail(message: str, hint: str | None) -> None:
+    """Print an error as every command does: what happened, then what to do."""
+    for line in message.splitlines():
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True)
+    if hint:
+        click.echo(f"{click.style('hint:', fg='cyan')} {hint}", err=True)
+
+
+__all__ = ["COMMANDS", "cli", "fail", "invoke", "main"]

@@ -1,0 +1,107 @@
+"""Where the world gets in: key, address, proxy. The only file that reads environment variables.
+
+The key is looked for in this order: --api-key-file, CEREBRAS_API_KEY, .env.local and .env beside
+the job, the same in the current folder, ~/.config/cerebras/api_key.
+"""
+
+from __future__ import annotations
+
+import os
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+
+from cbatch.client import DEFAULT_BASE_URL, normalise_base_url
+from cbatch.errors import JobError, KeyProblem
+
+KEY_NAME = "CEREBRAS_API_KEY"
+URL_NAME = "CEREBRAS_BASE_URL"
+
+
+def find_key(key_file: Path | None, job_folder: Path | None) -> str | None:
+    """The API key, or None where no place has one. Raises KeyProblem for one that cannot be a key."""
+    if key_file is not None:
+        return _from_file(key_file, needed=True)
+    if (value := os.environ.get(KEY_NAME)) is not None and value != "":
+        return _checked(value, f"the environment variable {KEY_NAME}")
+    folders = [job_folder] if job_folder else []
+    for folder in (*folders, Path.cwd()):
+        for name in (".env.local", ".env"):
+            path = folder / name
+            if path.is_file() and (found := dotenv_values(path).get(KEY_NAME)):
+                return _checked(found, str(path))
+    return _from_file(_config_file(), needed=False)
+
+
+def places() -> str:
+    """Where a key is looked for, for messages."""
+    return f"--api-key-file, {KEY_NAME}, .env.local or .env beside the job or here, {_config_file()}"
+
+
+def missing_key() -> KeyProblem:
+    """The error for a run that needs a key and found none."""
+    return KeyProblem(
+        f"no API key found; looked at {places()}",
+        hint=f"export {KEY_NAME}=… (from cloud.cerebras.ai), or try it without a key: add --sim",
+    )
+
+
+def base_url(option: str | None, endpoint: str) -> str:
+    """The address to send to: --base-url, else the job's URL, else CEREBRAS_BASE_URL, else the real one."""
+    for value, said in (
+        (option, "--base-url"),
+        (endpoint if endpoint not in ("cerebras", "sim") else None, "endpoint"),
+        (os.environ.get(URL_NAME), URL_NAME),
+    ):
+        if value:
+            try:
+                return normalise_base_url(value)
+            except ValueError as exc:
+                raise JobError(f"{said}: {exc}", hint="for example https://api.cerebras.ai") from None
+    return normalise_base_url(DEFAULT_BASE_URL)
+
+
+def is_local(url: str) -> bool:
+    """Whether an address is this machine."""
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy of the environment for an address, looked up once and not per request."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if is_local(url) or urllib.request.proxy_bypass(host):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)
+
+
+def _config_file() -> Path:
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "cerebras" / "api_key"
+
+
+def _from_file(path: Path, *, needed: bool) -> str | None:
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        if needed:
+            raise KeyProblem(f"{path}: no such file", hint="--api-key-file names a file that holds the key") from None
+        return None
+    except (OSError, UnicodeDecodeError):
+        raise KeyProblem(f"{path}: the key file cannot be read as text") from None
+    # Editors and `echo` end a file with a newline; that is not part of the key.
+    return _checked(text.strip(), str(path))
+
+
+def _checked(key: str, place: str) -> str:
+    if not key:
+        raise KeyProblem(f"{place} is empty", hint="put the API key there")
+    if any(c in "\r\n" for c in key):
+        raise KeyProblem(f"the key in {place} has a newline in it", hint="it must be one line: paste it again")
+    if not all(33 <= ord(c) < 127 for c in key):
+        raise KeyProblem(
+            f"the key in {place} has a space or another character that no key has", hint="paste it again"
+        )
+    return key

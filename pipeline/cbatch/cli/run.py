@@ -1,0 +1,176 @@
+"""`cbatch run`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cbatch import job as jobs
+from cbatch.cli import fail
+from cbatch.cli.progress import watch
+from cbatch.cli.shared import Connection, connection_options, json_option, print_json, run_async
+from cbatch.cli.words import count, duration, money, plural, rate
+from cbatch.engine import Options, Run, Summary
+from cbatch.errors import JobError
+from cbatch.rundir import RunDir
+
+
+@click.command(epilog="Example: cbatch run jobs/hello.yaml --sim --limit 10")
+@click.argument("job_file", metavar="JOB.yaml", type=click.Path(path_type=Path))
+@connection_options
+@json_option
+@click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
+@click.option("--limit", metavar="N", type=click.IntRange(1), help="Run only the first N rows.")
+@click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="The run directory, instead of the job's.")
+@click.option("--set", "overrides", metavar="KEY.PATH=VALUE", multiple=True, help="Override a job.yaml key; repeatable.")
+@click.option("--retry-failed", is_flag=True, help="Send failed prompts again.")
+@click.option(
+    "--changed",
+    type=click.Choice(["rerun", "keep"]),
+    help="Answered prompts whose request was edited: send again, or keep their answers.",
+)
+@click.option("--fresh", is_flag=True, help="Start over: delete this run's results first.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", hidden=True)
+def command(
+    job_file: Path,
+    sim: bool,
+    base_url: str | None,
+    api_key_file: Path | None,
+    as_json: bool,
+    quiet: bool,
+    limit: int | None,
+    output: Path | None,
+    overrides: tuple[str, ...],
+    retry_failed: bool,
+    changed: Any,
+    fresh: bool,
+    engine: str,
+) -> int:
+    """Run a job; the same line again resumes it, and sends nothing when it is finished.
+
+    Answers are on disk before they are counted: kill it at any time. Ctrl-C waits for the answers
+    in flight; a second Ctrl-C does not.
+    """
+    if engine == "ray":
+        raise JobError("--engine ray: running on Ray comes in a later release of cbatch")
+    job = jobs.load(job_file, overrides)
+    folder = output_folder(job, output)
+    connection = Connection(
+        sim=sim,
+        url=base_url,
+        key_file=api_key_file,
+        endpoint=job.endpoint,
+        folder=Path(job.folder),
+        timeouts=job.timeouts,
+        tier=job.limits.tier,
+    )
+    run = Run(
+        job,
+        RunDir(folder),
+        connect=connection.open,
+        endpoint=connection.label,
+        options=Options(limit=limit, retry_failed=retry_failed, changed=changed, fresh=fresh),
+        warn=lambda message: click.echo(f"note: {message}", err=True),
+    )
+    allow_many_connections(job.limits.concurrency)
+    summary = run_async(_execute(run, quiet=quiet, simulated=connection.simulated))
+    if as_json:
+        print_json(asdict(summary))
+    elif not quiet:
+        for line in lines(summary):
+            click.echo(line)
+    if summary.error is not None:
+        fail(summary.error, summary.hint)
+    return summary.exit_code
+
+
+async def _execute(run: Run, *, quiet: bool, simulated: bool) -> Summary:
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signum, run.interrupt, signum)
+    if quiet:
+        return await run.execute()
+    watcher = asyncio.create_task(watch(run, simulated=simulated))
+    try:
+        return await run.execute()
+    finally:
+        watcher.cancel()
+        with suppress(asyncio.CancelledError):
+            await watcher
+
+
+def output_folder(job: jobs.Job, output: Path | None) -> Path:
+    """Where the run lives: --output, else the job's `output` with its placeholders filled in, from the current folder."""
+    if output is not None:
+        return output
+    now = datetime.now().astimezone()
+    text = job.output
+    for name, value in (
+        ("date", now.strftime("%Y-%m-%d")),
+        ("time", now.strftime("%H%M%S")),
+        ("model", "+".join(job.model).replace("/", "_")),
+        ("name", job.name),
+    ):
+        text = text.replace(f"{{{name}}}", value)
+    return Path(text).expanduser()
+
+
+def allow_many_connections(concurrency: int) -> None:
+    """Raise the soft limit of open files: 10,000 connections do not fit the usual 1,024."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = concurrency + 200
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        raise JobError(
+            f"limits.concurrency: {concurrency:,} connections need more open files than this machine allows ({hard:,})",
+            hint="lower it, or raise the limit (ulimit -n)",
+        )
+    if soft != resource.RLIM_INFINITY and wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def lines(s: Summary) -> list[str]:
+    """The end of a run, for people: at most 12 lines, the verdict first."""
+    verdict = {"finished": "finished", "interrupted": "interrupted", "stopped": "stopped"}[s.state]
+    out = [f"{s.name}: {verdict} in {duration(s.elapsed_s)}, {s.done:,} of {s.total:,} prompts done"]
+    out[0] += f", {s.failed:,} failed" if s.failed else ""
+    out[0] += f", {s.left:,} left" if s.left else ""
+    if not s.sent and not s.answered:
+        out.append("  nothing to send: every prompt has its row")
+    if s.sent:
+        seconds = s.elapsed_s or 1.0
+        out.append(
+            f"  sent      {plural(s.sent, 'request')}, {rate(s.answered / seconds)}/s; "
+            f"{plural(s.retries, 'retry').replace('retrys', 'retries')}, {s.rate_limited:,} of them after a 429"
+        )
+        out.append(f"  tokens    {count(s.completion_tokens)} out, {rate(s.completion_tokens / seconds)} tokens/s")
+    if s.cost_usd is None or s.cost_usd or s.unpriced:
+        unpriced = f" and {plural(s.unpriced, 'answer')} of unknown price" if s.unpriced and s.cost_usd is not None else ""
+        out.append(f"  cost      {money(s.cost_usd)}{unpriced}")
+    waits = [f"{duration(s.pace_wait_s)} for the rate limit"] if s.pace_wait_s >= 1 else []
+    waits += [f"{duration(s.backoff_s)} between retries"] if s.backoff_s >= 1 else []
+    if waits:
+        out.append(f"  waited    {', '.join(waits)} (summed over workers)")
+    for kind, number in sorted(s.errors.items(), key=lambda item: -item[1])[:3]:
+        sample = " ".join(s.samples[kind].split())
+        out.append(f"  {kind:<9} {number:,} x, for example: {sample if len(sample) <= 110 else sample[:109] + '…'}")
+    if s.paid_twice_at_most:
+        out.append(f"  resumed   at most {plural(s.paid_twice_at_most, 'prompt')} may have been paid twice")
+    if s.orphaned > 0:
+        out.append(f"  orphaned  {plural(s.orphaned, 'row')} in the output no longer come from this input")
+    if s.state == "finished":
+        again = "; --retry-failed sends the failed ones again" if s.failed else ""
+        out.append(f"results in {s.folder}/results{again}")
+    else:
+        out.append(f"saved in {s.folder}; the same line resumes it")
+    return out

@@ -1,0 +1,175 @@
+"""What several commands need: common options, the event loop, the connection, the simulator."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import orjson
+
+from cbatch.cli import environment
+from cbatch.client import Client, Endpoint, connect
+from cbatch.errors import CbatchError, JobError, RunStopped
+from cbatch.job import Timeouts
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+SIM_START_S = 30.0  # a cold start of a second Python on a busy machine
+
+
+def connection_options(function: F) -> F:
+    """--sim, --base-url and --api-key-file."""
+    for option in (
+        click.option("--sim", is_flag=True, help="Use an embedded simulator: no key, no network."),
+        click.option("--base-url", metavar="URL", help="Where to send, with or without /v1."),
+        click.option(
+            "--api-key-file",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            help="File with the API key [default: see `cbatch ping --help`].",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def json_option(function: F) -> F:
+    """--json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(function)
+
+
+class Connection:
+    """How to reach the API, decided from options, job and environment; opened only when needed."""
+
+    def __init__(
+        self,
+        *,
+        sim: bool,
+        url: str | None,
+        key_file: Path | None,
+        endpoint: str = "cerebras",
+        folder: Path | None = None,
+        timeouts: Timeouts | None = None,
+        tier: str | None = None,
+    ) -> None:
+        if sim and url:
+            raise JobError("--sim and --base-url exclude each other", hint="give one of them")
+        self.simulated = sim or (endpoint == "sim" and not url)
+        self._base_url = None if self.simulated else environment.base_url(url, endpoint)
+        self._key_file = key_file
+        self._folder = folder
+        self._timeouts = timeouts or Timeouts()
+        self._tier = tier or "unlimited"
+
+    @property
+    def label(self) -> str:
+        """What a run directory remembers: answers of this machine's servers and of others never mix."""
+        if self._base_url is None or environment.is_local(self._base_url):
+            return "a local server"
+        return self._base_url
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Client]:
+        """A connected client. Raises KeyProblem if the endpoint needs a key and none is found."""
+        if self._base_url is None:
+            async with simulator(self._tier) as url, connect(self._endpoint(url, "simulated")) as api:
+                yield api
+            return
+        key = environment.find_key(self._key_file, self._folder)
+        if key is None and not environment.is_local(self._base_url):
+            raise environment.missing_key()
+        async with connect(self._endpoint(self._base_url, key)) as api:
+            yield api
+
+    def _endpoint(self, url: str, key: str | None) -> Endpoint:
+        times = self._timeouts
+        return Endpoint(
+            base_url=url if url.endswith("/v1") else url + "/v1",
+            key=key,
+            proxy=environment.proxy_for(url),
+            connect_s=times.connect_s,
+            idle_s=times.idle_s,
+            total_s=times.total_s,
+        )
+
+
+@asynccontextmanager
+async def simulator(tier: str) -> AsyncIterator[str]:
+    """A simulator in a process of its own, so that it shares no event loop with what it is measured by.
+
+    It ends when its stdin closes: however this process dies, no simulator is left behind.
+    """
+    source = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(p for p in (source, os.environ.get("PYTHONPATH")) if p)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "cbatch", "sim", "--port", "0", "--tier", tier, "--until-stdin-closes",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,  # Ctrl-C is for the run, which drains; the simulator must outlive that
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        try:
+            async with asyncio.timeout(SIM_START_S):
+                address = (await process.stdout.readline()).decode().strip()
+        except TimeoutError:
+            address = ""
+        if not address.startswith("http"):
+            raise RunStopped("the embedded simulator did not start", hint="try `cbatch sim --port 0`")
+        yield address
+    finally:
+        process.stdin.close()
+        try:
+            async with asyncio.timeout(3):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+def run_async(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on uvloop where it is installed, with the collector tuned for thousands of requests."""
+    try:
+        import uvloop
+
+        factory: Callable[[], asyncio.AbstractEventLoop] | None = uvloop.new_event_loop
+    except ImportError:
+        factory = None
+    # The cyclic collector is what makes 1,000 connections cost twice as much per request as 64: what
+    # is alive now stays, and young garbage is looked at 100 x less often.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(70_000, 50, 50)
+    with asyncio.Runner(loop_factory=factory) as runner:
+        try:
+            return runner.run(main)
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one cause a user should see."""
+    leaves: list[BaseException] = []
+    stack: list[BaseException] = [group]
+    while stack:
+        exc = stack.pop()
+        if isinstance(exc, BaseExceptionGroup):
+            stack.extend(exc.exceptions)
+        else:
+            leaves.append(exc)
+    return next((exc for exc in leaves if isinstance(exc, CbatchError)), leaves[0])
+
+
+def print_json(value: object) -> None:
+    """One JSON object on stdout."""
+    click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())

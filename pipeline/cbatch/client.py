@@ -1,0 +1,313 @@
+"""Request -> Completion | APIError: the only file that calls the API.
+
+Bytes go in, bytes come out. What came out is turned into a Completion or into a typed error by
+`read_completion`, a pure function, so that every shape of answer is tested without a socket.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import aiohttp
+import orjson
+from aiohttp import hdrs
+from yarl import URL
+
+from cbatch import __version__
+from cbatch.errors import (
+    APIConnectionError,
+    APIError,
+    APIResponseError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    BadRequestError,
+    ConflictError,
+    InternalServerError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    UnprocessableEntityError,
+)
+from cbatch.schema import Completion, TimeInfo, Usage
+
+DEFAULT_BASE_URL = "https://api.cerebras.ai"
+EXCERPT = 200  # characters of an unexpected body that a message quotes
+
+_BY_STATUS: dict[int, type[APIStatusError]] = {
+    400: BadRequestError,
+    401: AuthenticationError,
+    403: PermissionDeniedError,
+    404: NotFoundError,
+    409: ConflictError,
+    422: UnprocessableEntityError,
+    429: RateLimitError,
+}
+
+
+def normalise_base_url(url: str) -> str:
+    """The address with exactly one `/v1` at its end, however it was given. Raises ValueError if it is no URL."""
+    parts = urlsplit(url.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{url!r} is not a http:// or https:// URL")
+    if parts.username or parts.password:
+        raise ValueError("an address with a user name or password in it is not accepted")
+    path = parts.path.rstrip("/")
+    if not path.endswith("/v1"):
+        path += "/v1"
+    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where to send and how: `base_url` ends in /v1; `key` is None where none is needed."""
+
+    base_url: str
+    key: str | None = None
+    proxy: str | None = None
+    connect_s: float = 10.0
+    idle_s: float = 120.0
+    total_s: float = 600.0
+
+    def __repr__(self) -> str:
+        """Without the key: this object ends up in tracebacks."""
+        return f"Endpoint({self.base_url!r}, key={'…' if self.key else None})"
+
+
+@dataclass(slots=True)
+class Reply:
+    """One HTTP answer, unread."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Client:
+    """One pooled session to one endpoint; made by `connect`."""
+
+    def __init__(self, endpoint: Endpoint, session: aiohttp.ClientSession) -> None:
+        self.endpoint = endpoint
+        self._session = session
+        self._chat = URL(endpoint.base_url + "/chat/completions")
+        self._public = URL(endpoint.base_url.removesuffix("/v1") + "/public/v1/models")
+        self._models = URL(endpoint.base_url + "/models")
+        self.in_flight = 0  # requests on the wire now
+
+    async def complete(self, body: bytes) -> Completion:
+        """Send one chat completion request. Raises APIError."""
+        reply = await self._exchange(hdrs.METH_POST, self._chat, body)
+        return read_completion(reply)
+
+    async def models(self) -> list[dict[str, Any]]:
+        """The models this key sees, as the server describes them. Raises APIError."""
+        return _listing(await self._exchange(hdrs.METH_GET, self._models))
+
+    async def public_models(self) -> list[dict[str, Any]]:
+        """All public models with context and prices; needs no key. Raises APIError."""
+        return _listing(await self._exchange(hdrs.METH_GET, self._public))
+
+    async def _exchange(self, method: str, url: URL, body: bytes | None = None) -> Reply:
+        self.in_flight += 1
+        try:
+            # A redirect is not followed: it would carry the key to another host.
+            async with self._session.request(method, url, data=body, allow_redirects=False) as response:
+                return Reply(response.status, response.headers, await response.read())
+        except TimeoutError as exc:
+            raise APITimeoutError(_timeout_words(exc, self.endpoint)) from None
+        except aiohttp.ClientPayloadError as exc:
+            raise APIResponseError(f"the answer stopped before its end: {exc}", code="truncated", truncated=True) from None
+        except aiohttp.ServerDisconnectedError:
+            raise APIConnectionError("the server closed the connection without an answer") from None
+        except aiohttp.ClientResponseError as exc:  # not HTTP, or HTTP that cannot be parsed
+            raise APIResponseError(f"the answer is not valid HTTP: {exc.message}", code="bad_http") from None
+        except (aiohttp.ClientError, OSError, ssl.SSLError) as exc:
+            raise APIConnectionError(f"{type(exc).__name__}: {exc}") from None
+        finally:
+            self.in_flight -= 1
+
+
+@asynccontextmanager
+async def connect(endpoint: Endpoint) -> AsyncIterator[Client]:
+    """A client whose connections live as long as the block."""
+    headers = {hdrs.CONTENT_TYPE: "application/json", hdrs.ACCEPT: "application/json"}
+    headers[hdrs.USER_AGENT] = f"cbatch/{__version__}"
+    headers["X-Cerebras-3rd-Party-Integration"] = "cbatch"
+    if endpoint.key is not None:
+        headers[hdrs.AUTHORIZATION] = f"Bearer {endpoint.key}"
+    async with aiohttp.ClientSession(
+        # limit=0: the engine's workers are the limit; a second one here would only hide requests in a queue.
+        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, keepalive_timeout=60),
+        headers=headers,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=(hdrs.ACCEPT_ENCODING,),  # small answers: gunzip would cost more than it saves
+        timeout=aiohttp.ClientTimeout(
+            total=endpoint.total_s, sock_connect=endpoint.connect_s, sock_read=endpoint.idle_s
+        ),
+        proxy=endpoint.proxy,  # resolved once by the caller: trust_env costs 2-3 x the CPU of a request
+        trust_env=False,
+    ) as session:
+        yield Client(endpoint, session)
+
+
+def _timeout_words(exc: TimeoutError, endpoint: Endpoint) -> str:
+    if isinstance(exc, aiohttp.ConnectionTimeoutError):
+        return f"no connection within {endpoint.connect_s:g} s"
+    if isinstance(exc, aiohttp.SocketTimeoutError):
+        return f"nothing received for {endpoint.idle_s:g} s"
+    return f"no whole answer within {endpoint.total_s:g} s"
+
+
+def read_completion(reply: Reply) -> Completion:
+    """The completion in a reply to a chat request.
+
+    Raises APIStatusError for an error status, APIResponseError for a 200 that is not a whole
+    completion: HTML from a proxy, cut JSON, an error object, no choices.
+    """
+    if reply.status != 200:
+        raise read_error(reply)
+    try:
+        answer = orjson.loads(reply.body)
+    except orjson.JSONDecodeError as exc:
+        raise _not_json(reply, exc) from None
+    if not isinstance(answer, dict):
+        raise APIResponseError(f"the answer is not a JSON object: {_excerpt(reply.body)}", code="invalid_response")
+    choices = answer.get("choices")
+    if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
+        error = answer.get("error")
+        said = _text(error.get("message") if isinstance(error, dict) else answer.get("message"))
+        raise APIResponseError(
+            f"status 200 without choices: {said or _excerpt(reply.body)}",
+            code=_text(error.get("code") if isinstance(error, dict) else None) or "invalid_response",
+        )
+    choice = choices[0]
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise APIResponseError(f"a choice without a message: {_excerpt(reply.body)}", code="invalid_response")
+    calls = message.get("tool_calls")
+    return Completion(
+        text=_text(message.get("content")),
+        reasoning=_text(message.get("reasoning")) or _text(message.get("reasoning_content")),
+        tool_calls=calls if isinstance(calls, list) and calls else None,
+        finish_reason=_text(choice.get("finish_reason")),
+        usage=_usage(answer.get("usage")),
+        time_info=_time_info(answer.get("time_info")),
+        request_id=_text(answer.get("id")),
+        served_model=_text(answer.get("model")),
+        system_fingerprint=_text(answer.get("system_fingerprint")),
+    )
+
+
+def read_error(reply: Reply) -> APIStatusError:
+    """The typed error in a reply with an error status, whatever shape its body has.
+
+    Shapes: flat JSON, JSON under `error`, `{"detail": …}`, an empty body, HTML or text from a proxy.
+    """
+    code = kind = param = None
+    message: str | None = None
+    try:
+        body = orjson.loads(reply.body)
+    except orjson.JSONDecodeError:
+        body = None
+    if isinstance(body, dict):
+        inner = body.get("error")
+        if isinstance(inner, dict):
+            body = inner
+        elif isinstance(inner, str):
+            message = inner
+        message = message or _text(body.get("message")) or _text(body.get("detail"))
+        code, kind, param = _text(body.get("code")), _text(body.get("type")), _text(body.get("param"))
+    if message is None:
+        message = _excerpt(reply.body) or "no body"
+    error_type = InternalServerError if reply.status >= 500 else _BY_STATUS.get(reply.status, APIStatusError)
+    return error_type(
+        f"HTTP {reply.status}: {message}",
+        status=reply.status,
+        code=code,
+        type=kind,
+        param=param,
+        headers=reply.headers,
+    )
+
+
+def _not_json(reply: Reply, exc: orjson.JSONDecodeError) -> APIError:
+    head = reply.body.lstrip()[:1]
+    if not head:
+        return APIResponseError("status 200 with an empty body", code="empty_body", truncated=True)
+    if head == b"{":
+        return APIResponseError(
+            f"the JSON of the answer breaks off or is malformed after {len(reply.body):,} bytes: {exc.msg}",
+            code="malformed_json",
+            truncated=True,
+        )
+    return APIResponseError(f"status 200 with something else than JSON: {_excerpt(reply.body)}", code="not_json")
+
+
+def _listing(reply: Reply) -> list[dict[str, Any]]:
+    if reply.status != 200:
+        raise read_error(reply)
+    try:
+        data = orjson.loads(reply.body)["data"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        raise APIResponseError(f"not a list of models: {_excerpt(reply.body)}", code="invalid_response") from None
+    return [item for item in data if isinstance(item, dict) and isinstance(item.get("id"), str)]
+
+
+def _usage(raw: object) -> Usage:
+    if not isinstance(raw, dict):
+        return Usage()
+    prompt = raw.get("prompt_tokens_details")
+    completion = raw.get("completion_tokens_details")
+    return Usage(
+        prompt_tokens=_count(raw.get("prompt_tokens")),
+        cached_tokens=_count(prompt.get("cached_tokens")) if isinstance(prompt, dict) else None,
+        completion_tokens=_count(raw.get("completion_tokens")),
+        reasoning_tokens=_count(completion.get("reasoning_tokens")) if isinstance(completion, dict) else None,
+        total_tokens=_count(raw.get("total_tokens")),
+    )
+
+
+def _time_info(raw: object) -> TimeInfo:
+    if not isinstance(raw, dict):
+        return TimeInfo()
+    return TimeInfo(
+        queue_s=_seconds(raw.get("queue_time")),
+        prompt_s=_seconds(raw.get("prompt_time")),
+        completion_s=_seconds(raw.get("completion_time")),
+        total_s=_seconds(raw.get("total_time")),
+    )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value < 2**63 else None
+
+
+def _seconds(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _excerpt(body: bytes) -> str:
+    text = " ".join(body[: EXCERPT * 4].decode("utf-8", "replace").split())
+    return text if len(text) <= EXCERPT else text[: EXCERPT - 1] + "…"
+
+
+__all__ = [
+    "DEFAULT_BASE_URL",
+    "Client",
+    "Endpoint",
+    "Reply",
+    "connect",
+    "normalise_base_url",
+    "read_completion",
+    "read_error",
+]
+

@@ -1,0 +1,180 @@
+"""Job, Prompt -> Request: fill the template, add the parameters, take the digest.
+
+Templates are compiled once (8 µs a row; compiled per row 1 ms), sandboxed, and strict: a name
+that the row does not have is an error of that row, never an empty string.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jinja2
+import orjson
+from jinja2.sandbox import SandboxedEnvironment
+
+from cbatch import catalog
+from cbatch.errors import JobError
+from cbatch.job import Job
+from cbatch.schema import Prompt, Request
+
+BYTES_PER_TOKEN = 4  # English text; corrected by `usage` once the answer is in
+PREAMBLE_TOKENS = 64  # gpt-oss counts about 67 tokens before the user's first word
+DEFAULT_RESERVE_TOKENS = 16_384  # what the server reserves when max_completion_tokens is absent
+
+# What a template may raise when it is run on a user's row.
+_TEMPLATE_ERRORS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+class RenderError(Exception):
+    """This row cannot become a request; the message says why."""
+
+
+def _environment() -> SandboxedEnvironment:
+    return SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+
+
+def condition(text: str) -> Callable[[Mapping[str, Any]], bool]:
+    """`input.where` as a function of a row; raises RenderError where it cannot be decided.
+
+    Raises JobError if the text is not an expression.
+    """
+    try:
+        expression = _environment().compile_expression(text, undefined_to_none=False)
+    except jinja2.TemplateSyntaxError as exc:
+        raise JobError(
+            f"input.where: {text!r} is not an expression: {exc.message}",
+            hint="for example: difficulty > 3 and lang == 'en'",
+        ) from None
+
+    def holds(fields: Mapping[str, Any]) -> bool:
+        try:
+            value = expression(**fields)
+            if isinstance(value, jinja2.Undefined):
+                raise jinja2.UndefinedError(f"{text!r} is undefined for this row")
+            return bool(value)
+        except _TEMPLATE_ERRORS as exc:
+            raise RenderError(f"input.where cannot be decided: {exc}") from None
+
+    return holds
+
+
+class Renderer:
+    """Turns prompts of one model into requests. Raises JobError if a template does not parse."""
+
+    def __init__(self, job: Job, model: str) -> None:
+        self._model = model
+        self._spec = job.prompt
+        self._system = _template(job.prompt.system, "prompt.system")
+        self._user = _template(job.prompt.user, "prompt")
+        self._params = job.params.body()
+        # The body is written with sorted top-level keys, so for templates it *is* its own canonical
+        # form; what stands before and after the messages never changes and is encoded once. Inside a
+        # parameter the user's key order is kept: answers follow the order of a schema's properties.
+        body = {**self._params, "model": model, "messages": None}
+        before, after = orjson.dumps(dict(sorted(body.items()))).split(b'"messages":null', 1)
+        self._before, self._after = before + b'"messages":', after
+        self._before_hash = hashlib.sha256(self._before)
+        self._static_tokens = (len(before) + len(after)) // BYTES_PER_TOKEN + PREAMBLE_TOKENS
+        card = catalog.card(model)
+        ceiling = card.max_output_tokens if card else DEFAULT_RESERVE_TOKENS
+        self._completion_tokens = job.params.completion_limit or min(DEFAULT_RESERVE_TOKENS, ceiling)
+
+    def __call__(self, prompt: Prompt) -> Request:
+        """The request for `prompt`. Raises RenderError if the row lacks what the template needs."""
+        assert prompt.fields is not None, "rows with a problem are not rendered"
+        fields = prompt.fields
+        if self._spec.body is not None:
+            return self._raw(_column(fields, self._spec.body, dict))
+        try:
+            if self._spec.messages is not None:
+                messages = _column(fields, self._spec.messages, list)
+                if self._system is not None:
+                    messages = [{"content": self._system(fields), "role": "system"}, *messages]
+            else:
+                assert self._user is not None
+                messages = [{"content": self._user(fields), "role": "user"}]
+                if self._system is not None:
+                    messages.insert(0, {"content": self._system(fields), "role": "system"})
+        except jinja2.UndefinedError as exc:
+            columns = ", ".join(list(fields)[:20])
+            raise RenderError(f"{exc.message}; the row has: {columns}") from None
+        except _TEMPLATE_ERRORS as exc:
+            raise RenderError(f"the template failed: {type(exc).__name__}: {exc}") from None
+        encoded = _encode(messages)
+        digest = self._before_hash.copy()
+        digest.update(encoded)
+        digest.update(self._after)
+        tokens = len(encoded) // BYTES_PER_TOKEN + self._static_tokens
+        return Request(
+            model=self._model,
+            body=b"".join((self._before, encoded, self._after)),
+            digest=digest.digest(),
+            prompt_tokens_estimate=tokens,
+            reserve_tokens=tokens + self._completion_tokens,
+        )
+
+    def _raw(self, row_body: dict[str, Any]) -> Request:
+        # The job's model wins, because the job decides which models a row goes to.
+        body = {**self._params, **row_body, "model": self._model}
+        if "messages" not in body:
+            raise RenderError("the body has no messages")
+        if body.pop("stream", False):
+            raise RenderError("the body asks for a stream; streaming comes in a later release of cbatch")
+        encoded = _encode(body)
+        canonical = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+        limit = body.get("max_completion_tokens") or body.get("max_tokens")
+        tokens = len(encoded) // BYTES_PER_TOKEN + PREAMBLE_TOKENS
+        return Request(
+            model=self._model,
+            body=encoded,
+            digest=hashlib.sha256(canonical).digest(),
+            prompt_tokens_estimate=tokens,
+            reserve_tokens=tokens + (limit if type(limit) is int and limit > 0 else self._completion_tokens),
+        )
+
+
+def _template(text: str | None, place: str) -> Callable[[Mapping[str, Any]], str] | None:
+    if text is None:
+        return None
+    if "{" not in text:  # nothing to fill in: 8 µs a row saved
+        return lambda fields: text
+    try:
+        return _environment().from_string(text).render
+    except jinja2.TemplateSyntaxError as exc:
+        raise JobError(f"{place}: line {exc.lineno} of the template: {exc.message}") from None
+
+
+def _column(fields: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
+    """The list or dict in a column, which may also hold it as JSON text."""
+    if name not in fields:
+        raise RenderError(f"column {name!r} is missing; the row has: {', '.join(list(fields)[:20])}")
+    value = fields[name]
+    if isinstance(value, str):
+        try:
+            value = orjson.loads(value)
+        except orjson.JSONDecodeError as exc:
+            raise RenderError(f"column {name!r} is not valid JSON: {exc}") from None
+    if not isinstance(value, kind) or not value:
+        wanted = "a non-empty list of messages" if kind is list else "a request body"
+        raise RenderError(f"column {name!r} is not {wanted}; read a {type(value).__name__}")
+    if kind is list and not all(isinstance(message, dict) for message in value):
+        raise RenderError(f"column {name!r}: every message must be a mapping with role and content")
+    return value
+
+
+def _encode(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except TypeError as exc:  # lone surrogates; values JSON has no form for
+        raise RenderError(f"the request cannot be written as JSON: {exc}") from None

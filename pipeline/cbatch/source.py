@@ -1,0 +1,444 @@
+"""Job -> Iterator[Prompt]: JSONL, JSON arrays, CSV and Parquet, plain or compressed, with stable ids.
+
+Rows are streamed; nothing here grows with their number but 8 bytes a row during the survey.
+A row that cannot be read is still a row: it travels on with a `problem` and ends as an error
+row with its line number, and the others run.
+
+A row's id is the user's id column when the job names one, else a hash of the row's content with
+its occurrence number. (Of the content and not of the rendered request: so an edited template
+re-asks the same rows, and a row has one id for all models.)
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import hashlib
+import io
+import random
+from array import array
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import ijson
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cbatch.errors import JobError, SourceError
+from cbatch.job import Input, Job
+from cbatch.render import RenderError, condition
+from cbatch.schema import COLUMN_INDEX, Prompt
+
+BATCH_ROWS = 1024  # rows decoded at once from Parquet: 116 MB at the peak, against 341 MB with the defaults
+MAX_FIELD_BYTES = 2**31 - 1  # csv's own limit is 128 KB, and prompts are longer
+
+_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+
+
+class Row(NamedTuple):
+    """One row of one file; `fields` is None where it could not be read, and `problem` says why."""
+
+    index: int
+    fields: dict[str, Any] | None
+    raw: bytes
+    origin: str
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What one pass over the input tells: how many rows, which repeat, and what it is (a sha-256)."""
+
+    rows: int
+    problems: int
+    fingerprint: str
+    repeated: frozenset[bytes]  # content hashes that occur more than once
+    chosen: frozenset[int] | None  # row indexes of input.sample
+    carry_types: dict[str, str] = field(default_factory=dict)
+
+
+class Source:
+    """The input of a job. `survey()` once, then `prompts()` as often as needed."""
+
+    def __init__(self, job: Job, *, limit: int | None = None) -> None:
+        self._spec = job.input
+        self._job = job
+        self._where = condition(job.input.where) if job.input.where else None
+        limits = [n for n in (job.input.limit, limit) if n is not None]
+        self._limit = min(limits) if limits else None
+        self.files = find_files(job.input, Path(job.folder))
+
+    def rows(self, chosen: frozenset[int] | None = None) -> Iterator[Row]:
+        """The rows that `where`, `sample`, `shard` and `limit` leave, applied in this order."""
+        picked = (row for row in self._matching() if chosen is None or row.index in chosen)
+        if (shard := self._spec.shard_of) is not None:
+            picked = islice(picked, shard[0], None, shard[1])
+        return islice(picked, self._limit)
+
+    def survey(self) -> Survey:
+        """Read everything once: count, find duplicate ids, learn the types of carried columns.
+
+        Raises SourceError for an empty input, an unreadable file, and duplicate ids (both lines named).
+        """
+        chosen = self._choose()
+        hashes = array("Q")
+        carry = {name: _TypeGuess() for name in self._job.results.carry}
+        problems = 0
+        column = self._spec.id
+        for row in self.rows(chosen):
+            identity = _row_id(row, column)
+            hashes.append(int.from_bytes(_hash(identity if identity is not None else _content(row)), "little"))
+            if row.problem is not None or (column is not None and identity is None):
+                problems += 1
+            elif carry and row.fields is not None:
+                for name, guess in carry.items():
+                    guess.see(row.fields.get(name))
+        if not hashes:
+            names = ", ".join(str(f) for f in self.files[:3])
+            filters = [k for k in ("where", "sample", "shard", "limit") if getattr(self._spec, k) is not None]
+            raise SourceError(
+                f"{names}: no rows to run" + (f" after {', '.join(filters)}" if filters else "; the file is empty")
+            )
+        repeated = _repeated(hashes)
+        if repeated and column is not None:
+            self._refuse_duplicates(chosen, repeated)
+        missing = [name for name, guess in carry.items() if not guess.found]
+        if missing and problems < len(hashes):
+            raise JobError(f"results.carry: no row has a column {missing[0]!r}", hint=self._columns_hint())
+        return Survey(
+            rows=len(hashes),
+            problems=problems,
+            fingerprint=self.fingerprint(),
+            repeated=frozenset(repeated),
+            chosen=chosen,
+            carry_types={name: guess.type for name, guess in carry.items()},
+        )
+
+    def fingerprint(self) -> str:
+        """The sha-256 of the bytes of all files and of what selects from them."""
+        total = hashlib.sha256()
+        for path in self.files:
+            with path.open("rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+        chosen = self._spec.model_dump(include={"id", "where", "shard", "sample", "seed", "format"})
+        total.update(orjson.dumps(chosen))
+        return total.hexdigest()
+
+    def prompts(self, survey: Survey, models: tuple[str, ...]) -> Iterator[Prompt]:
+        """Every row for every one of `models` and every sample, with its id."""
+        column = self._spec.id
+        occurrences: dict[bytes, int] = {}
+        samples = range(self._job.samples)
+        for row in self.rows(survey.chosen):
+            fields, problem = row.fields, row.problem
+            identity = _row_id(row, column)
+            if identity is not None:
+                key = identity.decode("utf-8", "replace")
+            else:
+                if column is not None and problem is None:
+                    fields, problem = None, f"id column {column!r} is missing, null, or not text or a number"
+                digest = _hash(_content(row))
+                key = digest.hex()
+                if digest in survey.repeated:
+                    occurrences[digest] = nth = occurrences.get(digest, 0) + 1
+                    if nth > 1:
+                        key = f"{key}-{nth}"
+            for model in models:
+                for sample in samples:
+                    yield Prompt(
+                        id=key,
+                        index=row.index,
+                        sample=sample,
+                        model=model,
+                        fields=fields,
+                        raw=row.raw,
+                        origin=row.origin,
+                        problem=problem,
+                    )
+
+    def _all_rows(self) -> Iterator[Row]:
+        index = 0
+        for path in self.files:
+            try:
+                for row in _read(path, self._spec.format, index):
+                    index = row.index + 1
+                    yield row
+            except (OSError, EOFError, pa.ArrowException, gzip.BadGzipFile, csv.Error) as exc:
+                raise SourceError(f"{path}: cannot be read after row {index}: {exc}") from exc
+
+    def _matching(self) -> Iterator[Row]:
+        for row in self._all_rows():
+            if self._where is not None and row.fields is not None:
+                try:
+                    if not self._where(row.fields):
+                        continue
+                except RenderError as exc:
+                    row = row._replace(fields=None, problem=str(exc))
+            yield row
+
+    def _choose(self) -> frozenset[int] | None:
+        """The indexes of the `input.sample` rows drawn with `input.seed`; counting them takes a pass."""
+        wanted = self._spec.sample
+        if wanted is None:
+            return None
+        matching = array("Q", (row.index for row in self._matching()))
+        if len(matching) <= wanted:
+            return None
+        picks = random.Random(self._spec.seed).sample(range(len(matching)), wanted)
+        return frozenset(matching[i] for i in picks)
+
+    def _refuse_duplicates(self, chosen: frozenset[int] | None, repeated: set[bytes]) -> None:
+        first: dict[bytes, str] = {}
+        found: list[str] = []
+        for row in self.rows(chosen):
+            identity = _row_id(row, self._spec.id)
+            if identity is None or _hash(identity) not in repeated:
+                continue
+            if identity in first:
+                found.append(f"{row.origin}: id {identity.decode('utf-8', 'replace')!r} again, first at {first[identity]}")
+                if len(found) == 3:
+                    break
+            else:
+                first[identity] = row.origin
+        if found:
+            raise SourceError(
+                "\n".join(found),
+                hint=f"ids must be unique; `input.id: {self._spec.id}` may name the wrong column",
+            )
+
+    def _columns_hint(self) -> str:
+        row = next((r for r in self._all_rows() if r.fields is not None), None)
+        return f"columns are: {', '.join(row.fields)}" if row and row.fields else "no row could be read"
+
+
+def find_files(spec: Input, folder: Path) -> list[Path]:
+    """The files that the paths and globs of `spec` name, globs sorted. Raises SourceError for a path without a file."""
+    files: list[Path] = []
+    for name in spec.path:
+        path = folder / Path(name).expanduser()
+        if path.is_file():
+            files.append(path)
+        elif path.is_dir():
+            raise SourceError(f"{path}: a folder, not a file", hint=f"name the files, for example {name}/*.jsonl")
+        elif glob.has_magic(name):
+            found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+            if not found:
+                raise SourceError(f"{path}: no file matches", hint="paths start at the folder of the job file")
+            files += found
+        else:
+            raise SourceError(f"{path}: no such file", hint="paths start at the folder of the job file")
+    for path in files:
+        _format_of(path, spec.format)
+    return files
+
+
+def _format_of(path: Path, wanted: str) -> str:
+    suffixes = [s.lower() for s in path.suffixes]
+    compressed = bool(suffixes) and suffixes[-1] in (".gz", ".zst")
+    if wanted == "auto":
+        suffix = suffixes[-2] if compressed and len(suffixes) > 1 else (suffixes[-1] if suffixes else "")
+        if suffix not in _FORMATS:
+            raise SourceError(
+                f"{path}: the format is not known from the name",
+                hint=f"accepted: {' '.join(_FORMATS)} with .gz or .zst; or give input.format",
+            )
+        wanted = _FORMATS[suffix]
+    if wanted == "parquet" and compressed:
+        raise SourceError(f"{path}: a Parquet file is compressed inside; decompress it first")
+    return wanted
+
+
+def _read(path: Path, wanted: str, index: int) -> Iterator[Row]:
+    kind = _format_of(path, wanted)
+    if kind == "parquet":
+        yield from _read_parquet(path, index)
+        return
+    with closing(_open(path)) as file:
+        if kind == "json":
+            # Many .json files hold one object a line; an array starts with its bracket.
+            head = file.peek(4096)[:4096].removeprefix(b"\xef\xbb\xbf").lstrip()
+            kind = "array" if head[:1] == b"[" else "jsonl"
+        reader = {"jsonl": _read_jsonl, "array": _read_array, "csv": _read_csv}[kind]
+        yield from reader(file, path, index)
+
+
+def _open(path: Path) -> io.BufferedReader:
+    """The decompressed bytes; `peek` and lines split at newlines only."""
+    raw: BinaryIO
+    if path.suffix.lower() == ".gz":
+        raw = gzip.open(path, "rb")  # type: ignore[assignment]
+    elif path.suffix.lower() == ".zst":
+        raw = pa.input_stream(str(path), compression="zstd")
+    else:
+        return path.open("rb")
+    return io.BufferedReader(raw, 1 << 16)  # type: ignore[type-var]
+
+
+def _read_jsonl(file: io.BufferedReader, path: Path, index: int) -> Iterator[Row]:
+    name = path.name
+    for number, line in enumerate(file, 1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        line = line.strip()
+        if not line:
+            continue
+        origin = f"{name}:{number}"
+        try:
+            fields = orjson.loads(line)
+        except orjson.JSONDecodeError as exc:
+            yield Row(index, None, line, origin, f"not valid JSON: {exc.msg} (column {exc.colno})")
+        else:
+            if type(fields) is dict:
+                yield Row(index, fields, line, origin, None)
+            else:
+                yield Row(index, None, line, origin, f"not a JSON object but a {type(fields).__name__}")
+        index += 1
+
+
+def _read_array(file: io.BufferedReader, path: Path, index: int) -> Iterator[Row]:
+    start = index
+    try:
+        for fields in ijson.items(file, "item", use_float=True):
+            origin = f"{path.name}[{index - start}]"
+            raw = _to_json(fields)
+            if isinstance(fields, dict):
+                yield Row(index, fields, raw, origin, None)
+            else:
+                yield Row(index, None, raw, origin, f"not a JSON object but a {type(fields).__name__}")
+            index += 1
+    except ijson.JSONError as exc:
+        # Past the break nothing can be told apart, so there are no rows to save: refuse it whole.
+        reason = str(exc).splitlines()[0].strip()
+        raise SourceError(f"{path}: not valid JSON after element {index - start - 1} of the array: {reason}") from None
+
+
+def _read_csv(file: io.BufferedReader, path: Path, index: int) -> Iterator[Row]:
+    csv.field_size_limit(MAX_FIELD_BYTES)
+    # surrogateescape: one bad byte must spoil its row, not the file.
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    tab = ".tsv" in (s.lower() for s in path.suffixes)
+    reader = csv.DictReader(text, delimiter="\t" if tab else ",", restkey="\x00more", restval=None)
+    for fields in reader:
+        origin = f"{path.name}:{reader.line_num}"
+        problem: str | None = None
+        more = fields.pop("\x00more", None)
+        if more is not None:
+            problem = f"{len(more)} more fields than the header names"
+        elif None in fields.values():
+            problem = "fewer fields than the header names"
+        try:
+            raw = orjson.dumps(fields)
+        except TypeError:
+            raw, problem = repr(fields).encode("utf-8", "backslashreplace"), "not UTF-8 text"
+        yield Row(index, None if problem else dict(fields), raw, origin, problem)
+        index += 1
+
+
+def _read_parquet(path: Path, index: int) -> Iterator[Row]:
+    start = index
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
+            for fields in batch.to_pylist():
+                yield Row(index, fields, _to_json(fields), f"{path.name}#{index - start}", None)
+                index += 1
+
+
+def _to_json(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError:  # lone surrogates, integers over 64 bits
+        return repr(value).encode("utf-8", "backslashreplace")
+
+
+def _plain(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=8).digest()
+
+
+def _content(row: Row) -> bytes:
+    """The row in one spelling, so that JSONL, CSV and Parquet copies of it have the same id."""
+    if row.fields is None:
+        return row.raw
+    try:
+        return orjson.dumps(row.fields, default=_plain, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+    except TypeError:
+        return row.raw
+
+
+def _row_id(row: Row, column: str | None) -> bytes | None:
+    """The user's id of the row; None where the job names no column or the row has no usable value."""
+    if column is None or row.fields is None:
+        return None
+    value = row.fields.get(column)
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace") or None
+    return str(value).encode() if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _repeated(hashes: array[int]) -> set[bytes]:
+    """The hashes that occur more than once, found by sorting: 24 bytes a row, for a moment."""
+    column = pa.Array.from_buffers(pa.uint64(), len(hashes), [None, pa.py_buffer(hashes)])
+    ordered = column.take(pc.sort_indices(column))
+    same = pc.equal(ordered[1:], ordered[:-1])
+    return {value.to_bytes(8, "little") for value in ordered[1:].filter(same).unique().to_pylist()}
+
+
+class _TypeGuess:
+    """The narrowest column type that holds every value seen."""
+
+    def __init__(self) -> None:
+        self.found = False
+        self.type = "string"
+        self._kinds: set[type] = set()
+
+    def see(self, value: object) -> None:
+        if value is None:
+            return
+        kind = type(value)
+        if kind is int and not -(2**63) <= value < 2**63:  # type: ignore[operator]
+            kind = str
+        if self.found and kind in self._kinds:
+            return
+        self.found = True
+        self._kinds.add(kind)
+        if self._kinds == {bool}:
+            self.type = "bool"
+        elif self._kinds == {int}:
+            self.type = "int64"
+        elif self._kinds <= {int, float}:
+            self.type = "float64"
+        else:
+            self.type = "string"
+
+
+def carried(fields: Mapping[str, Any] | None, types: Mapping[str, str]) -> list[Any]:
+    """The values of the carried columns; what is not of the column's type becomes JSON text."""
+    if fields is None:
+        return [None] * len(types)
+    values: list[Any] = []
+    for name, kind in types.items():
+        value = fields.get(name)
+        if value is not None and kind == "string" and not isinstance(value, str):
+            value = _to_json(value).decode("utf-8", "replace") if isinstance(value, dict | list) else str(value)
+        values.append(value)
+    return values
+
+
+def check_carry(job: Job) -> None:
+    """Raise JobError if a carried column has the name of a result column."""
+    for name in job.results.carry:
+        if name in COLUMN_INDEX:
+            raise JobError(
+                f"results.carry: {name!r} is the name of a result column",
+                hint="rename it in the input; the whole row is in the column `input` too",
+            )
