@@ -121,7 +121,9 @@ class Client:
         except TimeoutError as exc:
             raise APITimeoutError(_timeout_words(exc, self.endpoint)) from None
         except aiohttp.ClientPayloadError as exc:
-            raise APIResponseError(f"the answer stopped before its end: {exc}", code="truncated", truncated=True) from None
+            raise APIResponseError(
+                f"the answer stopped before its end: {exc}", code="truncated", truncated=True
+            ) from None
         except aiohttp.ServerDisconnectedError:
             raise APIConnectionError("the server closed the connection without an answer") from None
         except aiohttp.ClientResponseError as exc:  # not HTTP, or HTTP that cannot be parsed
@@ -135,11 +137,14 @@ class Client:
 @asynccontextmanager
 async def connect(endpoint: Endpoint) -> AsyncIterator[Client]:
     """A client whose connections live as long as the block."""
-    headers = {hdrs.CONTENT_TYPE: "application/json", hdrs.ACCEPT: "application/json"}
-    headers[hdrs.USER_AGENT] = f"cbatch/{__version__}"
-    headers["X-Cerebras-3rd-Party-Integration"] = "cbatch"
+    headers = {
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+        "User-Agent": f"cbatch/{__version__}",
+        "X-Cerebras-3rd-Party-Integration": "cbatch",
+    }
     if endpoint.key is not None:
-        headers[hdrs.AUTHORIZATION] = f"Bearer {endpoint.key}"
+        headers["Authorization"] = f"Bearer {endpoint.key}"
     async with aiohttp.ClientSession(
         # limit=0: the engine's workers are the limit; a second one here would only hide requests in a queue.
         connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, keepalive_timeout=60),
@@ -310,4 +315,3 @@ __all__ = [
     "read_completion",
     "read_error",
 ]
-

@@ -11,13 +11,12 @@ is on disk.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import orjson
 from aiolimiter import AsyncLimiter
@@ -28,101 +27,26 @@ from cbatch.client import Client
 from cbatch.errors import CbatchError, JobError, JournalError
 from cbatch.gate import Gate
 from cbatch.job import Job
-from cbatch.journal import Journal, Known, RunLock, Writer
+from cbatch.journal import Journal, RunLock, Writer
 from cbatch.measure import cost_usd, record
 from cbatch.pace import Pacer
 from cbatch.publish import Publisher, carried_types, rebuild
 from cbatch.render import Renderer, RenderError
+from cbatch.resume import Resume, Work, try_template
 from cbatch.rundir import RunDir
-from cbatch.schema import COLUMN_INDEX, Completion, Failure, Prompt, Record, Request, Timeline
-from cbatch.send import Activity, Sender, send
+from cbatch.schema import COLUMN_INDEX, Completion, Failure, Record, Timeline
+from cbatch.send import Sender, send
+from cbatch.session import Options, Progress, Summary
 from cbatch.source import Source, Survey, carried, check_carry
 
 DRAIN_S = 30.0  # after the first Ctrl-C, answers in flight get this long
 PART_BYTES = 256 << 20  # a part is cut at this much text, however few its rows
 PART_S = 300.0  # and at least this often, so that long runs can be looked into
-BREATHE_ROWS = 256  # known rows skipped in one go before the loop may serve others
-TRIAL_ROWS = 20  # rows rendered before anything is sent: if none can be, the template is wrong
 HANDSHAKES_PER_S = 500  # TLS handshakes cost 1-2 ms each: connections open gradually
 
 _ERROR_KIND = COLUMN_INDEX["error_kind"]
 
-Changed = Literal["rerun", "keep"]
 Connect = Callable[[], AbstractAsyncContextManager[Client]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How this invocation differs from the job file."""
-
-    limit: int | None = None
-    retry_failed: bool = False
-    fresh: bool = False
-    changed: Changed | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class Progress:
-    """What is durable and what is going on; read by whoever watches, written only here."""
-
-    total: int = 0  # prompts x models x samples
-    done: int = 0
-    failed: int = 0
-    earlier: int = 0  # of these, known before this session
-    answered: int = 0  # this session: durable rows
-    completion_tokens: int = 0  # this session
-    cost_usd: float = 0.0  # all sessions
-    unpriced: int = 0
-    errors: dict[str, int] = field(default_factory=dict)  # this session, by kind
-    samples: dict[str, str] = field(default_factory=dict)  # one message per kind
-    activity: Activity = field(default_factory=Activity)
-    started_s: float = 0.0
-    draining: bool = False
-    waiting_for: Callable[[], str | None] = lambda: None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """How a session of a run ended. `exit_code` is that of the contract."""
-
-    name: str
-    folder: str
-    state: Literal["finished", "interrupted", "stopped"]
-    total: int
-    done: int
-    failed: int
-    left: int
-    orphaned: int
-    sent: int
-    answered: int
-    retries: int
-    rate_limited: int
-    elapsed_s: float
-    completion_tokens: int
-    cost_usd: float | None
-    unpriced: int
-    paid_twice_at_most: int
-    pace_wait_s: float
-    backoff_s: float
-    errors: dict[str, int]
-    samples: dict[str, str]
-    exit_code: int
-    error: str | None = None
-    hint: str | None = None
-
-
-class Work(NamedTuple):
-    """One prompt to be sent; `replaces` is the seq of the row whose place its outcome takes."""
-
-    prompt: Prompt
-    key: bytes
-    replaces: int | None
-    request: Request | None
-
-
-def key_of(prompt_id: str, model: str) -> bytes:
-    """The journal's key of a prompt: (id, model) in 16 bytes."""
-    return hashlib.blake2b(f"{prompt_id}\0{model}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 class Run:
@@ -138,6 +62,7 @@ class Run:
         options: Options | None = None,
         warn: Callable[[str], None] = lambda message: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], float] = time.perf_counter,
         rng: random.Random | None = None,
     ) -> None:
         self.job = job
@@ -148,14 +73,13 @@ class Run:
         self._options = options or Options()
         self._warn = warn
         self._now = now
+        self._clock = clock
         self._rng = rng or random.Random()
         self._renderers = {model: Renderer(job, model) for model in job.model}
         self._tasks: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
         self._signal: int | None = None
-        self._known_before = 0
-        self._known_seen = 0
-        self._check_digests = False
+        self._cut_off = 0  # requests cancelled on the wire: their answers may have been paid
         self._paid_twice = 0
         self._uncut_bytes = 0
         check_carry(job)
@@ -170,8 +94,7 @@ class Run:
         # Reading the job and the input comes before the folder is touched: a typo must leave no trace.
         source = Source(self.job, limit=self._options.limit)
         survey = await asyncio.to_thread(source.survey)
-        if survey.problems < survey.rows:
-            self._try_template(source, survey)
+        try_template(source, survey, self._renderers[self.job.model[0]])
         lock = RunLock(self.folder.lock)
         try:
             if self._options.fresh:
@@ -181,33 +104,35 @@ class Run:
             lock.close()
 
     async def _execute(self, source: Source, survey: Survey) -> Summary:
-        job, folder = self.job, self.folder
-        carry = self._carry_types(survey)
+        job, folder, progress = self.job, self.folder, self.progress
         lost = not folder.journal.exists() and bool(folder.parts)
         journal = Journal(folder.journal, create=True)
         writer = Writer(journal, on_durable=self._on_durable, on_error=self._on_writer_error)
         self._journal, self._writer = journal, writer
-        publisher = self._publisher = Publisher(folder.path, journal, writer, carry)
+        self._carry = survey.carry_types
+        publisher = self._publisher = Publisher(folder.path, journal, writer, self._carry)
         try:
             if lost:
-                rows = await asyncio.to_thread(rebuild, folder.path, writer, key_of)
+                rows = await asyncio.to_thread(rebuild, folder.path, writer)
                 self._warn(f"{folder.journal.name} was missing: {rows:,} known rows were read from results/")
+            self._check_carry_types()
             await asyncio.to_thread(publisher.recover)
-            self._known_before = sum(journal.counts())
-            self.progress.total = survey.rows * len(job.model) * job.samples
-            self.progress.cost_usd, self.progress.unpriced = writer.paid.cost_usd, writer.paid.unpriced
+            progress.total = survey.rows * len(job.model) * job.samples
+            progress.cost_usd, progress.unpriced = writer.paid.cost_usd, writer.paid.unpriced
             info = folder.read_info()
-            self._compare_with_earlier(source, survey, info)
+            resume = self._resume = Resume(job, journal, self._renderers, self._options)
+            await asyncio.to_thread(resume.compare, source, survey, self._endpoint, info.get("endpoint"))
+            if not resume.known_before:
+                resume.settle(writer, survey, self._endpoint)
             self._report_crash()
-            if self._check_digests or self._options.retry_failed:
+            if resume.may_replace:
                 # Rows that may be replaced must be in a part, and no part may be in the making.
-                await asyncio.to_thread(self._cut_unplaced)
+                await asyncio.to_thread(publisher.cut_unplaced)
             self._uncut_seq = journal.unplaced()[0]
             # One iterator a model: a slow model's quota must not hold up another's.
-            self._pending = [_Peekable(self._unanswered(source, survey, model)) for model in job.model]
+            self._pending = [_Peekable(resume.unanswered(source, survey, model, progress)) for model in job.model]
             self._write_info(info, source, survey, "running")
             if not all([await pending.is_empty() for pending in self._pending]):
-                writer.set("session", {"open": True, "bound": job.bound()}).result()
                 await self._send_all()
             summary = await self._close(survey)
             self._write_info(info, source, survey, summary.state, summary)
@@ -217,10 +142,34 @@ class Run:
             await asyncio.to_thread(writer.stop)
             journal.close()
 
+    def _report_crash(self) -> None:
+        """Say what earlier sessions sent without learning the outcome, so that it may be paid twice."""
+        unknown = self._journal.get("unknown_at_most") or 0
+        self._paid_twice = min(unknown, max(0, self.progress.total - self._resume.known_before))
+        if self._paid_twice:
+            self._warn(
+                f"the last session was cut off: at most {self._paid_twice:,} prompts were sent and not saved; "
+                "they are sent again and may be paid twice"
+            )
+
+    def _check_carry_types(self) -> None:
+        """Raise JobError if earlier rows carry other columns: every part of a dataset has the same."""
+        earlier = self._journal.get("carry")
+        if earlier is None:
+            earlier = carried_types(self.folder.path)
+        if earlier is None:
+            self._writer.set("carry", self._carry).result()
+        elif earlier != self._carry:
+            raise JobError(
+                f"{self.folder.path}: its rows carry {_named(earlier)}, and this job carries {_named(self._carry)}",
+                hint="every part of a dataset has the same columns: use another --output, or --fresh",
+            )
+
     async def _send_all(self) -> None:
         job = self.job
         self._places = asyncio.Semaphore(job.bound())
         async with self._connect() as api:
+            self._writer.set("unknown_at_most", job.bound()).result()
             senders = [self._sender(model, api) for model in job.model]
             self.progress.waiting_for = lambda: next((w for s in senders if (w := s.gate.waiting_for)), None)
             opening = AsyncLimiter(HANDSHAKES_PER_S / 10, 0.1) if api.endpoint.base_url.startswith("https:") else None
@@ -247,6 +196,7 @@ class Run:
             now=self._now,
             rng=self._rng,
             activity=self.progress.activity,
+            clock=self._clock,
             check=AnswerCheck(schema) if schema is not None else None,
             draining=lambda: self.progress.draining,
         )
@@ -271,15 +221,15 @@ class Run:
             self.stop(exc)
 
     async def _answer(self, work: Work, sender: Sender) -> Record:
-        prompt, request = work.prompt, work.request
-        timeline = Timeline(ready=self._loop.time())
+        prompt, request = work.prompt, None
+        timeline = Timeline(ready=self._clock())
         outcome: Completion | Failure
         paid: list[Completion] = []
         if prompt.problem is not None:
             outcome = Failure(kind="source", message=f"{prompt.origin}: {prompt.problem}")
         else:
             try:
-                request = request or self._renderers[prompt.model](prompt)
+                request = self._renderers[prompt.model](prompt)
             except RenderError as exc:
                 outcome = Failure(kind="render", message=f"{prompt.origin}: {exc}")
             else:
@@ -299,132 +249,6 @@ class Run:
             input_json=prompt.raw.decode("utf-8", "replace") if self.job.results.input else None,
             carried=carried(prompt.fields, self._carry),
         )
-
-    # -- which prompts have no row yet ------------------------------------------------------
-
-    def _unanswered(self, source: Source, survey: Survey, model: str) -> Iterator[Work | None]:
-        """What is to be sent; None now and then, so that skipping known rows lets the loop breathe."""
-        progress, options = self.progress, self._options
-        resuming = self._known_before > 0
-        skipped = 0
-        for prompt in source.prompts(survey, (model,)):
-            key = key_of(prompt.id, prompt.model)
-            known = self._journal.lookup(key, prompt.sample) if resuming else None
-            if known is None:
-                yield Work(prompt, key, None, None)
-                continue
-            self._known_seen += 1
-            if (known.ok or not options.retry_failed) and not self._is_stale(known, prompt):
-                progress.earlier += 1
-                progress.done += known.ok
-                progress.failed += not known.ok
-                skipped += 1
-                if skipped % BREATHE_ROWS == 0:
-                    yield None
-                continue
-            yield Work(prompt, key, known.seq, None)
-
-    def _is_stale(self, known: Known, prompt: Prompt) -> bool:
-        """Whether the known row answers another request than this prompt makes now."""
-        if not self._check_digests or (known.ok and self._options.changed == "keep"):
-            return False
-        digest = self._digest(prompt)
-        # A failed row with an edited request is simply tried again: nothing was paid for it.
-        return digest != known.digest and (digest is not None or not known.ok)
-
-    def _digest(self, prompt: Prompt) -> bytes | None:
-        if prompt.problem is not None:
-            return None
-        try:
-            return self._renderers[prompt.model](prompt).digest
-        except RenderError:
-            return None
-
-    def _try_template(self, source: Source, survey: Survey) -> None:
-        """Raise JobError if none of the first rows can be rendered: then the template is wrong, not a row."""
-        problem: tuple[str, str] | None = None
-        for seen, prompt in enumerate(source.prompts(survey, (self.job.model[0],))):
-            if seen == TRIAL_ROWS:
-                break
-            if prompt.problem is None:
-                try:
-                    self._renderers[prompt.model](prompt)
-                except RenderError as exc:
-                    problem = problem or (prompt.origin, str(exc))
-                else:
-                    return
-        if problem is not None:
-            raise JobError(f"prompt: no row can be rendered; {problem[0]}: {problem[1]}", hint="see `cbatch plan`")
-
-    # -- what the folder already holds ------------------------------------------------------
-
-    def _recipe(self) -> dict[str, Any]:
-        """What makes the requests of this job; rows made by another recipe are compared one by one."""
-        job = self.job
-        return {"prompt": job.prompt.model_dump(), "params": job.params.body(), "model": sorted(job.model)}
-
-    def _compare_with_earlier(self, source: Source, survey: Survey, info: dict[str, Any]) -> None:
-        """Raise JobError where going on would mix two jobs; decide whether digests must be compared."""
-        if not self._known_before:
-            self._settle(survey)
-            return
-        folder = self.folder.path
-        label = self._journal.get("endpoint") or info.get("endpoint")
-        if label is not None and label != self._endpoint:
-            raise JobError(
-                f"{folder}: holds answers from {label}, and this run would add answers from {self._endpoint}",
-                hint="use another folder with --output, or start over with --fresh",
-            )
-        self._check_digests = (
-            self._journal.get("recipe") != _fingerprint(self._recipe())
-            or self._journal.get("source") != survey.fingerprint
-        )
-        if not self._check_digests:
-            return
-        known = changed = 0
-        for prompt in source.prompts(survey, tuple(self.job.model)):
-            found = self._journal.lookup(key_of(prompt.id, prompt.model), prompt.sample)
-            if found is not None:
-                known += 1
-                changed += found.ok and self._digest(prompt) not in (found.digest, None)
-        if not known:
-            raise JobError(
-                f"{folder}: belongs to another job: none of its {self._known_before:,} rows comes from this input",
-                hint="use another folder with --output, or start over with --fresh",
-            )
-        if changed and self._options.changed is None:
-            raise JobError(
-                f"{folder}: {changed:,} of {known:,} answered prompts have changed since (template, params or rows)",
-                hint="--changed rerun sends these again, --changed keep keeps their answers, --output DIR starts beside",
-            )
-
-    def _settle(self, survey: Survey) -> None:
-        """Remember what the rows of this folder were made from."""
-        self._writer.set("recipe", _fingerprint(self._recipe())).result()
-        self._writer.set("source", survey.fingerprint).result()
-        self._writer.set("endpoint", self._endpoint).result()
-
-    def _report_crash(self) -> None:
-        """Say what the last session may have paid for without a row, if it was killed."""
-        session = self._journal.get("session") or {}
-        if session.get("open"):
-            left = max(0, self.progress.total - self._known_before)
-            self._paid_twice = min(session.get("bound", self.job.bound()), left)
-            if self._paid_twice:
-                self._warn(
-                    f"the last session was killed: at most {self._paid_twice:,} prompts were sent and not saved; "
-                    "they are sent again and may be paid twice"
-                )
-
-    def _carry_types(self, survey: Survey) -> dict[str, str]:
-        self._carry = dict(survey.carry_types)
-        earlier = None if self._options.fresh else carried_types(self.folder.path)
-        if earlier is not None and earlier != self._carry:
-            raise JobError(
-                f"{self.folder.path}: its parts carry {_named(earlier)}, and this job carries {_named(self._carry)}",
-                hint="every part of a dataset has the same columns: use another --output, or --fresh",
-            )
-        return self._carry
 
     # -- durable, counted, cut --------------------------------------------------------------
 
@@ -472,11 +296,6 @@ class Run:
         self._uncut_bytes = 0
         self._last_cut = self._loop.time()
 
-    def _cut_unplaced(self) -> None:
-        first, last = self._journal.unplaced()
-        if first <= last:
-            self._publisher.cut_now(first, last)
-
     # -- stopping ---------------------------------------------------------------------------
 
     def interrupt(self, signum: int) -> None:
@@ -510,6 +329,7 @@ class Run:
         self._loop.call_later(DRAIN_S, self._cancel_all)
 
     def _cancel_all(self) -> None:
+        self._cut_off += len(self.progress.activity.on_the_wire)
         for task in self._tasks:
             task.cancel()
 
@@ -524,8 +344,11 @@ class Run:
                 await asyncio.to_thread(self._publisher.finish)
                 complete = self.progress.done + self.progress.failed == self.progress.total
                 if complete and self._options.limit is None:
-                    self._settle(survey)
-                self._writer.set("session", {"open": False}).result()
+                    self._resume.settle(self._writer, survey, self._endpoint)
+                elif self.progress.draining and self._options.limit is None:
+                    # Known rows that were not looked at yet are done all the same.
+                    self.progress.done, self.progress.failed = self._journal.counts()
+                self._writer.set("unknown_at_most", self._cut_off).result()
             except JournalError as exc:
                 self._error = self._error or exc
         return self._summary()
@@ -549,7 +372,9 @@ class Run:
             done=progress.done,
             failed=progress.failed,
             left=left,
-            orphaned=0 if left or self._options.limit is not None else self._known_before - self._known_seen,
+            orphaned=0
+            if left or self._options.limit is not None
+            else self._resume.known_before - self._resume.known_seen,
             sent=activity.sent,
             answered=progress.answered,
             retries=activity.retries,
@@ -569,7 +394,12 @@ class Run:
         )
 
     def _write_info(
-        self, earlier: dict[str, Any], source: Source, survey: Survey, state: str, summary: Summary | None = None
+        self,
+        earlier: dict[str, Any],
+        source: Source,
+        survey: Survey,
+        state: str,
+        summary: Summary | None = None,
     ) -> None:
         if self._writer.failed is not None:
             return
@@ -580,7 +410,11 @@ class Run:
             "state": state,
             "endpoint": self._endpoint,
             "job": self.job.model_dump(mode="json", exclude_none=True),
-            "source": {"files": [str(f) for f in source.files], "rows": survey.rows, "sha256": survey.fingerprint},
+            "source": {
+                "files": [str(f) for f in source.files],
+                "rows": survey.rows,
+                "sha256": survey.fingerprint,
+            },
             "limit": self._options.limit,
             "total": self.progress.total,
         }
@@ -637,10 +471,6 @@ class _Peekable:
 
 def _json(value: object) -> str:
     return orjson.dumps(value).decode()
-
-
-def _fingerprint(value: object) -> str:
-    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _named(types: dict[str, str]) -> str:

@@ -17,6 +17,7 @@ commits whatever has queued (WAL, synchronous=FULL: a commit is an fsync) and th
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import queue
 import sqlite3
@@ -106,6 +107,11 @@ class Part:
         return self.last_seq - self.first_seq + 1
 
 
+def key_of(prompt_id: str, model: str) -> bytes:
+    """The journal's key of a prompt: (id, model) in 16 bytes."""
+    return hashlib.blake2b(f"{prompt_id}\0{model}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
 class RunLock:
     """An exclusive lock on a run directory, released by the kernel however the process ends."""
 
@@ -115,7 +121,8 @@ class RunLock:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as exc:
             raise JournalError(
-                f"{path.parent}: cannot be written: {exc.strerror}", hint="choose another folder with --output"
+                f"{path.parent}: cannot be written: {exc.strerror}",
+                hint="choose another folder with --output",
             ) from None
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -187,7 +194,9 @@ class Journal:
 
     def parts(self) -> list[Part]:
         """All parts, in order."""
-        return [Part(*row) for row in self._query("SELECT id,name,state,first_seq,last_seq,sha256 FROM part ORDER BY id")]
+        return [
+            Part(*row) for row in self._query("SELECT id,name,state,first_seq,last_seq,sha256 FROM part ORDER BY id")
+        ]
 
     def last_seq(self) -> int:
         """The number of the newest row; 0 when there is none."""
@@ -205,7 +214,9 @@ class Journal:
 
     def count_bodies(self, first_seq: int, last_seq: int) -> int:
         """How many bodies lie in a range."""
-        found: int = self._query("SELECT COUNT(*) FROM body WHERE seq BETWEEN ? AND ?", first_seq, last_seq).fetchone()[0]
+        found: int = self._query("SELECT COUNT(*) FROM body WHERE seq BETWEEN ? AND ?", first_seq, last_seq).fetchone()[
+            0
+        ]
         return found
 
     def unplaced(self) -> tuple[int, int]:
@@ -277,7 +288,12 @@ class Writer:
         """P2: give a range of rows a part and its name."""
         return self.do(
             lambda db: _execute(
-                db, "INSERT INTO part(name,state,first_seq,last_seq) VALUES(?,?,?,?)", name, PLANNED, first_seq, last_seq
+                db,
+                "INSERT INTO part(name,state,first_seq,last_seq) VALUES(?,?,?,?)",
+                name,
+                PLANNED,
+                first_seq,
+                last_seq,
             )
         )
 
@@ -448,5 +464,7 @@ def _journal_error(path: Path, exc: sqlite3.Error) -> JournalError:
             hint="move the journal files away and run the same line again: known rows are then read from results/",
         )
     if "readonly" in text or "unable to open" in text:
-        return JournalError(f"{path}: cannot be written: {text}", hint="check the folder's permissions, or use --output")
+        return JournalError(
+            f"{path}: cannot be written: {text}", hint="check the folder's permissions, or use --output"
+        )
     return JournalError(f"{path}: {text}", hint="every answer that was counted is safe; run the same line again")

@@ -99,6 +99,4 @@ def record(
         *carried,
     ]
     assert len(row) == len(COLUMNS) + len(carried)
-    return Record(
-        key=key, sample=prompt.sample, digest=digest, ok=failure is None, attempts=timeline.attempts, row=row
-    )
+    return Record(key=key, sample=prompt.sample, digest=digest, ok=failure is None, attempts=timeline.attempts, row=row)

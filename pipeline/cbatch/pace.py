@@ -46,9 +46,7 @@ class Pacer:
         """
         if self.tpm is not None:
             if reserve_tokens > self.tpm:
-                raise ValueError(
-                    f"reserves {reserve_tokens:,} tokens at once, and the limit is {self.tpm:,} a minute"
-                )
+                raise ValueError(f"reserves {reserve_tokens:,} tokens at once, and the limit is {self.tpm:,} a minute")
             if self._reserved and self._reserved + reserve_tokens > self.tpm * RESERVED_SHARE:
                 return float("inf")
         return max(self._requests_at, self._tokens_at, self._held_until)

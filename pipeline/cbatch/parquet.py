@@ -127,7 +127,9 @@ def table(parts: Sequence[Path], pending: Sequence[Sequence[Any]], columns: Sequ
     layout = pa.schema([everything.field(name) for name in columns])
     tables = []
     if parts:
-        tables.append(ds.dataset([str(p) for p in parts], format="parquet").to_table(columns=list(columns)).cast(layout))
+        tables.append(
+            ds.dataset([str(p) for p in parts], format="parquet").to_table(columns=list(columns)).cast(layout)
+        )
     if pending:
         places = [everything.get_field_index(name) for name in columns]
         tables.append(

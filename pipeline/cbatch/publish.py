@@ -13,13 +13,13 @@ range. So at every moment each prompt has at most one row in results/.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from cbatch.errors import JournalError
-from cbatch.journal import PLANNED, VISIBLE, Journal, Part, Writer
+from cbatch.journal import PLANNED, VISIBLE, Journal, Part, Writer, key_of
 from cbatch.parquet import columns_of, read_rows, sha256, types_of, write_part
 
 
@@ -61,13 +61,17 @@ class Publisher:
         finally:
             journal.close()
 
+    def cut_unplaced(self) -> None:
+        """Make a part of all rows that no part has taken yet. Blocks."""
+        first, last = self._journal.unplaced()
+        if first <= last:
+            self.cut_now(first, last)
+
     def finish(self) -> None:
         """Cut what is left, wait for it, and rewrite the parts whose rows were run again. Blocks."""
         self._thread.shutdown(wait=True)
         self._raise_if_failed()
-        first, last = self._journal.unplaced()
-        if first <= last:
-            self.cut_now(first, last)
+        self.cut_unplaced()
         for part in self._journal.parts():
             if part.state == VISIBLE and self._journal.count_bodies(part.first_seq, part.last_seq):
                 self._finish(part, self._journal)
@@ -101,10 +105,10 @@ class Publisher:
                 yield row
 
 
-def rebuild(folder: Path, writer: Writer, key_of: Callable[[str, str], bytes]) -> int:
+def rebuild(folder: Path, writer: Writer) -> int:
     """Learn the known rows from the parts in results/ when the journal is lost; returns how many.
 
-    `key_of(id, model)` is the journal's key. Raises JournalError if a file there is no part of ours.
+    Raises JournalError if a file there is no part of ours.
     """
     paths = sorted((folder / "results").glob("*"))
     seq = 1
@@ -119,7 +123,8 @@ def rebuild(folder: Path, writer: Writer, key_of: Callable[[str, str], bytes]) -
             ]
         except OSError as exc:
             raise JournalError(
-                f"{path}: {exc}", hint="results/ must hold nothing but parts; choose another --output, or move it away"
+                f"{path}: {exc}",
+                hint="results/ must hold nothing but parts; choose another --output, or move it away",
             ) from None
         part = Part(number + 1, path.name, VISIBLE, seq, seq + len(rows) - 1, sha256(path))
         writer.adopt_part(part, rows).result()

@@ -122,7 +122,13 @@ def kind_of(error: APIError) -> ErrorKind:
             return "overloaded" if error.code == "queue_exceeded" else "rate_limited"
         if error.code == "context_length_exceeded":
             return "context_length"
-        by_status: dict[int, ErrorKind] = {401: "auth", 402: "payment", 403: "auth", 404: "not_found", 408: "timeout"}
+        by_status: dict[int, ErrorKind] = {
+            401: "auth",
+            402: "payment",
+            403: "auth",
+            404: "not_found",
+            408: "timeout",
+        }
         if error.status >= 500 or error.status in (409,) or error.status < 400:
             return "server"
         return by_status.get(error.status, "bad_request")

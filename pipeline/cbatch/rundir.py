@@ -75,7 +75,8 @@ class RunDir:
             fsync_folder(self.path)
         except OSError as exc:
             raise JournalError(
-                f"{self.info_file}: cannot be written: {exc.strerror}", hint="every answer that was counted is safe"
+                f"{self.info_file}: cannot be written: {exc.strerror}",
+                hint="every answer that was counted is safe",
             ) from None
 
     def clear(self) -> None:

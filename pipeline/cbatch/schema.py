@@ -110,7 +110,7 @@ class Failure:
 
 @dataclass(slots=True, kw_only=True)
 class Timeline:
-    """Marks of one prompt, in loop seconds; written by `send`, read by `measure`."""
+    """Marks of one prompt, in seconds of a monotonic clock; written by `send`, read by `measure`."""
 
     ready: float
     first_sent: float | None = None

@@ -9,33 +9,27 @@ import asyncio
 import difflib
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import orjson
 
 from cbatch import retry
 from cbatch.answers import AnswerCheck
 from cbatch.client import Client
-from cbatch.errors import APIError, APIResponseError, APIStatusError, JobError, NotFoundError, RateLimitError, RunStopped
+from cbatch.errors import (
+    APIError,
+    APIResponseError,
+    APIStatusError,
+    JobError,
+    NotFoundError,
+    RateLimitError,
+    RunStopped,
+)
 from cbatch.gate import Gate
 from cbatch.job import Retry
 from cbatch.schema import Completion, Failure, Request, Timeline
-
-
-@dataclass(slots=True, kw_only=True)
-class Activity:
-    """What is going on now, for whoever watches: counts of requests and the time lost by cause (s, summed)."""
-
-    sent: int = 0
-    succeeded: int = 0
-    retries: int = 0
-    rate_limited: int = 0
-    backing_off: int = 0
-    pace_wait_s: float = 0.0
-    backoff_s: float = 0.0
-    on_the_wire: set[asyncio.Task[Any]] = field(default_factory=set)
+from cbatch.session import Activity
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,6 +43,7 @@ class Sender:
     now: Callable[[], datetime]
     rng: random.Random
     activity: Activity
+    clock: Callable[[], float]  # not the loop's: uvloop's time() is rounded to 1 ms and stands still in a turn
     check: AnswerCheck | None = None
     draining: Callable[[], bool] = lambda: False
 
@@ -59,7 +54,7 @@ async def send(request: Request, sender: Sender, timeline: Timeline) -> tuple[Co
     Marks `timeline`. Raises RunStopped if every other prompt would fail too, CancelledError if the
     run drains before the outcome is known: the prompt then leaves no record and is sent again.
     """
-    loop = asyncio.get_running_loop()
+    clock = sender.clock
     activity = sender.activity
     task = asyncio.current_task()
     assert task is not None
@@ -67,13 +62,13 @@ async def send(request: Request, sender: Sender, timeline: Timeline) -> tuple[Co
     counted = reasks = 0
     paid: list[Completion] = []
     while True:
-        waiting_since = loop.time()
+        waiting_since = clock()
         try:
             charged = await sender.gate.enter(request.reserve_tokens)
         except ValueError as exc:
             hint = "lower params.max_completion_tokens, shorten the prompt, or raise limits.tpm"
             return Failure(kind="rate_limited", code="never_fits", message=f"{exc}; {hint}"), paid
-        sent = loop.time()
+        sent = clock()
         # The wait ends before `sent`: pacing is the client's time, not the server's.
         activity.pace_wait_s += sent - waiting_since
         timeline.sent = sent
@@ -92,7 +87,7 @@ async def send(request: Request, sender: Sender, timeline: Timeline) -> tuple[Co
             error = exc
             used = 0 if isinstance(exc, APIStatusError) else None  # refused requests are not charged
         else:
-            timeline.done = loop.time()
+            timeline.done = clock()
             activity.succeeded += 1
             paid.append(completion)
             problem = sender.check(completion) if sender.check else None
@@ -124,13 +119,13 @@ async def send(request: Request, sender: Sender, timeline: Timeline) -> tuple[Co
         if decision.hold:
             sender.gate.hold(decision.seconds)  # and this prompt queues again with the others
             continue
-        started = loop.time()
+        started = clock()
         activity.backing_off += 1
         try:
             await asyncio.sleep(decision.seconds)
         finally:
             activity.backing_off -= 1
-            slept = loop.time() - started
+            slept = clock() - started
             timeline.backoff_s += slept
             activity.backoff_s += slept
 
@@ -185,6 +180,9 @@ def _ask_again(body: bytes, answer: Completion, problem: str) -> bytes:
     request = orjson.loads(body)
     request["messages"] += [
         {"role": "assistant", "content": answer.text or ""},
-        {"role": "user", "content": f"That answer cannot be used: {problem}. Answer again with only the JSON."},
+        {
+            "role": "user",
+            "content": f"That answer cannot be used: {problem}. Answer again with only the JSON.",
+        },
     ]
     return orjson.dumps(request)

@@ -18,12 +18,12 @@ import hashlib
 import io
 import random
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import ijson
 import orjson
@@ -39,13 +39,20 @@ from cbatch.schema import COLUMN_INDEX, Prompt
 BATCH_ROWS = 1024  # rows decoded at once from Parquet: 116 MB at the peak, against 341 MB with the defaults
 MAX_FIELD_BYTES = 2**31 - 1  # csv's own limit is 128 KB, and prompts are longer
 
-_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+_FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
 
 
 class Row(NamedTuple):
-    """One row of one file; `fields` is None where it could not be read, and `problem` says why."""
+    """One row, `number` in the whole input; `fields` is None where it could not be read: `problem` says why."""
 
-    index: int
+    number: int
     fields: dict[str, Any] | None
     raw: bytes
     origin: str
@@ -77,7 +84,7 @@ class Source:
 
     def rows(self, chosen: frozenset[int] | None = None) -> Iterator[Row]:
         """The rows that `where`, `sample`, `shard` and `limit` leave, applied in this order."""
-        picked = (row for row in self._matching() if chosen is None or row.index in chosen)
+        picked: Iterator[Row] = (row for row in self._matching() if chosen is None or row.number in chosen)
         if (shard := self._spec.shard_of) is not None:
             picked = islice(picked, shard[0], None, shard[1])
         return islice(picked, self._limit)
@@ -89,7 +96,6 @@ class Source:
         """
         chosen = self._choose()
         hashes = array("Q")
-        carry = {name: _TypeGuess() for name in self._job.results.carry}
         problems = 0
         column = self._spec.id
         for row in self.rows(chosen):
@@ -97,9 +103,6 @@ class Source:
             hashes.append(int.from_bytes(_hash(identity if identity is not None else _content(row)), "little"))
             if row.problem is not None or (column is not None and identity is None):
                 problems += 1
-            elif carry and row.fields is not None:
-                for name, guess in carry.items():
-                    guess.see(row.fields.get(name))
         if not hashes:
             names = ", ".join(str(f) for f in self.files[:3])
             filters = [k for k in ("where", "sample", "shard", "limit") if getattr(self._spec, k) is not None]
@@ -109,16 +112,13 @@ class Source:
         repeated = _repeated(hashes)
         if repeated and column is not None:
             self._refuse_duplicates(chosen, repeated)
-        missing = [name for name, guess in carry.items() if not guess.found]
-        if missing and problems < len(hashes):
-            raise JobError(f"results.carry: no row has a column {missing[0]!r}", hint=self._columns_hint())
         return Survey(
             rows=len(hashes),
             problems=problems,
             fingerprint=self.fingerprint(),
             repeated=frozenset(repeated),
             chosen=chosen,
-            carry_types={name: guess.type for name, guess in carry.items()},
+            carry_types=self._carry_types(),
         )
 
     def fingerprint(self) -> str:
@@ -131,7 +131,7 @@ class Source:
         total.update(orjson.dumps(chosen))
         return total.hexdigest()
 
-    def prompts(self, survey: Survey, models: tuple[str, ...]) -> Iterator[Prompt]:
+    def prompts(self, survey: Survey, models: Sequence[str]) -> Iterator[Prompt]:
         """Every row for every one of `models` and every sample, with its id."""
         column = self._spec.id
         occurrences: dict[bytes, int] = {}
@@ -154,7 +154,7 @@ class Source:
                 for sample in samples:
                     yield Prompt(
                         id=key,
-                        index=row.index,
+                        index=row.number,
                         sample=sample,
                         model=model,
                         fields=fields,
@@ -168,7 +168,7 @@ class Source:
         for path in self.files:
             try:
                 for row in _read(path, self._spec.format, index):
-                    index = row.index + 1
+                    index = row.number + 1
                     yield row
             except (OSError, EOFError, pa.ArrowException, gzip.BadGzipFile, csv.Error) as exc:
                 raise SourceError(f"{path}: cannot be read after row {index}: {exc}") from exc
@@ -188,11 +188,25 @@ class Source:
         wanted = self._spec.sample
         if wanted is None:
             return None
-        matching = array("Q", (row.index for row in self._matching()))
+        matching = array("Q", (row.number for row in self._matching()))
         if len(matching) <= wanted:
             return None
         picks = random.Random(self._spec.seed).sample(range(len(matching)), wanted)
         return frozenset(matching[i] for i in picks)
+
+    def _carry_types(self) -> dict[str, str]:
+        """The types of the carried columns over *all* rows, so that `--limit` and shards make the same columns."""
+        guesses = {name: _TypeGuess() for name in self._job.results.carry}
+        if not guesses:
+            return {}
+        for row in self._matching():
+            for name, guess in guesses.items():
+                if row.fields is not None:
+                    guess.see(name in row.fields, row.fields.get(name))
+        for name, guess in guesses.items():
+            if not guess.found:
+                raise JobError(f"results.carry: no row has a column {name!r}", hint=self._columns_hint())
+        return {name: guess.type for name, guess in guesses.items()}
 
     def _refuse_duplicates(self, chosen: frozenset[int] | None, repeated: set[bytes]) -> None:
         first: dict[bytes, str] = {}
@@ -202,7 +216,9 @@ class Source:
             if identity is None or _hash(identity) not in repeated:
                 continue
             if identity in first:
-                found.append(f"{row.origin}: id {identity.decode('utf-8', 'replace')!r} again, first at {first[identity]}")
+                found.append(
+                    f"{row.origin}: id {identity.decode('utf-8', 'replace')!r} again, first at {first[identity]}"
+                )
                 if len(found) == 3:
                     break
             else:
@@ -219,7 +235,7 @@ class Source:
 
 
 def find_files(spec: Input, folder: Path) -> list[Path]:
-    """The files that the paths and globs of `spec` name, globs sorted. Raises SourceError for a path without a file."""
+    """The files that the paths and globs of `spec` name, globs sorted. Raises SourceError where there is none."""
     files: list[Path] = []
     for name in spec.path:
         path = folder / Path(name).expanduser()
@@ -228,7 +244,9 @@ def find_files(spec: Input, folder: Path) -> list[Path]:
         elif path.is_dir():
             raise SourceError(f"{path}: a folder, not a file", hint=f"name the files, for example {name}/*.jsonl")
         elif glob.has_magic(name):
-            found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+            pattern = Path(name).expanduser()
+            root = Path(pattern.anchor) if pattern.is_absolute() else folder
+            found = sorted(p for p in root.glob(str(pattern.relative_to(pattern.anchor))) if p.is_file())
             if not found:
                 raise SourceError(f"{path}: no file matches", hint="paths start at the folder of the job file")
             files += found
@@ -271,14 +289,11 @@ def _read(path: Path, wanted: str, index: int) -> Iterator[Row]:
 
 def _open(path: Path) -> io.BufferedReader:
     """The decompressed bytes; `peek` and lines split at newlines only."""
-    raw: BinaryIO
     if path.suffix.lower() == ".gz":
-        raw = gzip.open(path, "rb")  # type: ignore[assignment]
-    elif path.suffix.lower() == ".zst":
-        raw = pa.input_stream(str(path), compression="zstd")
-    else:
-        return path.open("rb")
-    return io.BufferedReader(raw, 1 << 16)  # type: ignore[type-var]
+        return io.BufferedReader(gzip.GzipFile(path), 1 << 16)
+    if path.suffix.lower() == ".zst":
+        return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), 1 << 16)
+    return path.open("rb")
 
 
 def _read_jsonl(file: io.BufferedReader, path: Path, index: int) -> Iterator[Row]:
@@ -401,15 +416,15 @@ class _TypeGuess:
         self.type = "string"
         self._kinds: set[type] = set()
 
-    def see(self, value: object) -> None:
+    def see(self, present: bool, value: object) -> None:
+        self.found = self.found or present
         if value is None:
             return
         kind = type(value)
         if kind is int and not -(2**63) <= value < 2**63:  # type: ignore[operator]
             kind = str
-        if self.found and kind in self._kinds:
+        if kind in self._kinds:
             return
-        self.found = True
         self._kinds.add(kind)
         if self._kinds == {bool}:
             self.type = "bool"

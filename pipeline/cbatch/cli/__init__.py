@@ -56,9 +56,9 @@ class _Lazy(click.Group):
             import difflib
 
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            if near:
-                exc.message += f" Did you mean {near[0]!r}?"
-            raise
+            if not near:
+                raise
+            raise click.UsageError(f"{exc.message} Did you mean {near[0]!r}?", ctx) from None
 
 
 @click.group(
@@ -98,7 +98,7 @@ def invoke(args: list[str] | None = None) -> int:
         # `cbatch report … | head`: the reader has seen enough, and Python's own flush at exit must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
-    except Exception as exc:  # noqa: BLE001 - the edge: a bug must end in a message, not in a wall of frames
+    except Exception as exc:
         if os.environ.get("CBATCH_DEBUG"):
             raise
         fail(

@@ -101,7 +101,5 @@ def _checked(key: str, place: str) -> str:
     if any(c in "\r\n" for c in key):
         raise KeyProblem(f"the key in {place} has a newline in it", hint="it must be one line: paste it again")
     if not all(33 <= ord(c) < 127 for c in key):
-        raise KeyProblem(
-            f"the key in {place} has a space or another character that no key has", hint="paste it again"
-        )
+        raise KeyProblem(f"the key in {place} has a space or another character that no key has", hint="paste it again")
     return key

@@ -14,7 +14,8 @@ import click
 from tqdm import tqdm
 
 from cbatch.cli.words import count, duration, money, rate
-from cbatch.engine import Progress, Run
+from cbatch.engine import Run
+from cbatch.session import Progress
 
 TERMINAL_S = 0.2
 LOG_S = 30.0
@@ -31,8 +32,6 @@ async def watch(run: Run, *, simulated: bool) -> None:
 
 async def _on_terminal(run: Run, *, simulated: bool) -> None:
     progress = run.progress
-    while not progress.total:
-        await asyncio.sleep(TERMINAL_S)
     name = run.job.name + (" (simulated)" if simulated else "")
     rates = _Rates(progress)
     # tqdm's own rate counts what earlier sessions did; ours are passed in instead.

@@ -12,14 +12,16 @@ from typing import Any
 
 import click
 
-from cbatch import job as jobs
+from cbatch import jobfile
 from cbatch.cli import fail
 from cbatch.cli.progress import watch
 from cbatch.cli.shared import Connection, connection_options, json_option, print_json, run_async
 from cbatch.cli.words import count, duration, money, plural, rate
-from cbatch.engine import Options, Run, Summary
+from cbatch.engine import Run
 from cbatch.errors import JobError
+from cbatch.job import Job
 from cbatch.rundir import RunDir
+from cbatch.session import Options, Summary
 
 
 @click.command(epilog="Example: cbatch run jobs/hello.yaml --sim --limit 10")
@@ -28,8 +30,15 @@ from cbatch.rundir import RunDir
 @json_option
 @click.option("--quiet", is_flag=True, help="Print nothing but warnings and errors.")
 @click.option("--limit", metavar="N", type=click.IntRange(1), help="Run only the first N rows.")
-@click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="The run directory, instead of the job's.")
-@click.option("--set", "overrides", metavar="KEY.PATH=VALUE", multiple=True, help="Override a job.yaml key; repeatable.")
+@click.option(
+    "--output",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="The run directory, instead of the job's.",
+)
+@click.option(
+    "--set", "overrides", metavar="KEY.PATH=VALUE", multiple=True, help="Override a job.yaml key; repeatable."
+)
 @click.option("--retry-failed", is_flag=True, help="Send failed prompts again.")
 @click.option(
     "--changed",
@@ -60,7 +69,7 @@ def command(
     """
     if engine == "ray":
         raise JobError("--engine ray: running on Ray comes in a later release of cbatch")
-    job = jobs.load(job_file, overrides)
+    job = jobfile.load(job_file, overrides)
     folder = output_folder(job, output)
     connection = Connection(
         sim=sim,
@@ -106,8 +115,8 @@ async def _execute(run: Run, *, quiet: bool, simulated: bool) -> Summary:
             await watcher
 
 
-def output_folder(job: jobs.Job, output: Path | None) -> Path:
-    """Where the run lives: --output, else the job's `output` with its placeholders filled in, from the current folder."""
+def output_folder(job: Job, output: Path | None) -> Path:
+    """Where the run lives: --output, else the job's `output` with its placeholders filled in."""
     if output is not None:
         return output
     now = datetime.now().astimezone()
@@ -155,7 +164,9 @@ def lines(s: Summary) -> list[str]:
         )
         out.append(f"  tokens    {count(s.completion_tokens)} out, {rate(s.completion_tokens / seconds)} tokens/s")
     if s.cost_usd is None or s.cost_usd or s.unpriced:
-        unpriced = f" and {plural(s.unpriced, 'answer')} of unknown price" if s.unpriced and s.cost_usd is not None else ""
+        unpriced = (
+            f" and {plural(s.unpriced, 'answer')} of unknown price" if s.unpriced and s.cost_usd is not None else ""
+        )
         out.append(f"  cost      {money(s.cost_usd)}{unpriced}")
     waits = [f"{duration(s.pace_wait_s)} for the rate limit"] if s.pace_wait_s >= 1 else []
     waits += [f"{duration(s.backoff_s)} between retries"] if s.backoff_s >= 1 else []

@@ -22,6 +22,7 @@ from cbatch.job import Timeouts
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
+_SOURCE = str(Path(__file__).resolve().parents[2])  # a clone runs uninstalled
 SIM_START_S = 30.0  # a cold start of a second Python on a busy machine
 
 
@@ -107,8 +108,7 @@ async def simulator(tier: str) -> AsyncIterator[str]:
 
     It ends when its stdin closes: however this process dies, no simulator is left behind.
     """
-    source = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(p for p in (source, os.environ.get("PYTHONPATH")) if p)
+    path = os.pathsep.join(p for p in (_SOURCE, os.environ.get("PYTHONPATH")) if p)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "cbatch", "sim", "--port", "0", "--tier", tier, "--until-stdin-closes",
         stdin=asyncio.subprocess.PIPE,

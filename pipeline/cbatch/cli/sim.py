@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from contextlib import suppress
@@ -35,7 +36,13 @@ def _faults(values: tuple[str, ...]) -> dict[str, float]:
 @click.option("--port", default=8080, show_default=True, help="Port; 0 picks a free one.")
 @click.option("--tier", type=click.Choice(list(TIERS)), default="developer", show_default=True, help="Account limits.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same answers and faults.")
-@click.option("--fault", "fault", multiple=True, metavar="NAME=P", help="Inject a fault with this probability; repeatable.")
+@click.option(
+    "--fault",
+    "fault",
+    multiple=True,
+    metavar="NAME=P",
+    help="Inject a fault with this probability; repeatable.",
+)
 @click.option("--speed", default=1.0, show_default=True, help="Times the token rate; `inf` answers at once.")
 @click.option("--rpm", type=click.IntRange(1), help="Requests per minute, instead of the tier's.")
 @click.option("--tpm", type=click.IntRange(1), help="Tokens per minute, instead of the tier's.")
@@ -96,7 +103,7 @@ async def _serve(config: SimConfig, host: str, port: int, until_stdin_closes: bo
             server.cancel()
 
     def on_stdin() -> None:
-        if not sys.stdin.buffer.read1(1):
+        if not os.read(sys.stdin.fileno(), 1):
             loop.remove_reader(sys.stdin.fileno())
             stop()
 

@@ -2,16 +2,20 @@
 
 It imports nothing from the rest of cbatch: a simulator that shared code with the client would share its bugs.
 
-    config.py    what can be chosen             models.py    models, tiers, limits, prices
-    app.py       routes                         completions.py  one chat request, in order of its checks
-    validate.py  is it a valid request          fields.py       its fields        messages.py  its messages
-    buckets.py   token buckets                  cache.py        prompt caching
-    strict.py    which schemas are accepted     schemas.py      values for a schema
-    answers.py   what is said                   models.py       who says it: sizes, speeds, prices, tiers
-    stream.py    answers as bytes               wire.py         errors as bytes
-    timing.py    when tokens exist              sending.py      bytes to the socket
-    faults.py    what goes wrong                stats.py        what was seen
-    serving.py   a server of its own
+    config.py       what can be chosen
+    models.py       models and tiers: sizes, speeds, prices, limits
+    app.py          routes
+    completions.py  one chat request, in the order of its checks:
+    validate.py       is it a valid request (fields.py, messages.py, strict.py)
+    faults.py         what is to go wrong
+    buckets.py        is there quota left
+    cache.py          what of the prompt is cached
+    answers.py        what is said (schemas.py)
+    timing.py         when
+    stream.py         as which bytes (wire.py: errors)
+    sending.py        and so to the socket
+    stats.py        what was seen
+    serving.py      a server of its own
 """
 
 from .app import create_app

@@ -248,9 +248,7 @@ def _json(chat: Chat, key: bytes) -> str:
     if chat.schema is not None:
         return orjson.dumps(instance(chat.schema, chance, tag, _WORDS)).decode()
     words = _WORDS.split()
-    return orjson.dumps(
-        {"prompt": tag, "answer": chance.choice(words), "score": round(chance.random(), 3)}
-    ).decode()
+    return orjson.dumps({"prompt": tag, "answer": chance.choice(words), "score": round(chance.random(), 3)}).decode()
 
 
 def _show(answer: Answer, thought: str, form: str, model: Model) -> None:

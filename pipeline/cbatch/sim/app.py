@@ -19,9 +19,7 @@ _MAX_BODY_BYTES = 64 * 1024 * 1024
 _JSON = {"Content-Type": "application/json"}
 
 
-def create_app(
-    config: SimConfig | None = None, *, clock: Callable[[], float] | None = None
-) -> web.Application:
+def create_app(config: SimConfig | None = None, *, clock: Callable[[], float] | None = None) -> web.Application:
     """A simulated Cerebras as an aiohttp application.
 
     `clock` (seconds, any origin; default the event loop's) drives buckets, prompt cache and time stamps.

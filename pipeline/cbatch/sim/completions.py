@@ -48,9 +48,7 @@ _REFUSALS: dict[str, ErrorAnswer] = {
     "server_error": wire.SERVER_ERROR,
     "unavailable": wire.UNAVAILABLE,
     "bad_gateway_html": ErrorAnswer(502, wire.BAD_GATEWAY_HTML, _HTML),
-    "html_200": ErrorAnswer(
-        200, wire.BAD_GATEWAY_HTML.replace(b"502 Bad Gateway", b"Just a moment..."), _HTML
-    ),
+    "html_200": ErrorAnswer(200, wire.BAD_GATEWAY_HTML.replace(b"502 Bad Gateway", b"Just a moment..."), _HTML),
     "empty_body_200": ErrorAnswer(200, b""),
 }
 _STREAM_ERRORS = ("error_in_stream", "event_error_in_stream")
@@ -73,7 +71,7 @@ def refusal_response(answer: ErrorAnswer, extra: dict[str, str] | None = None) -
 
 
 class Completions:
-    """`POST /v1/chat/completions` and the state behind it: buckets, prompt cache, fault attempts, counters."""
+    """`POST /v1/chat/completions` and the state behind it: buckets, prompt cache, counters."""
 
     def __init__(self, config: SimConfig, clock: Callable[[], float] | None) -> None:
         self.config = config
@@ -196,9 +194,7 @@ class Completions:
             )
         return answers
 
-    def _head(
-        self, model: Model, size: int, cached: int, completion: int, key: bytes, fault: str | None
-    ) -> Head:
+    def _head(self, model: Model, size: int, cached: int, completion: int, key: bytes, fault: str | None) -> Head:
         named = model.id
         if fault == "wrong_model":
             named = next((name for name in self.config.models if name != model.id), f"{model.id}-other")
@@ -222,9 +218,7 @@ class Completions:
         self.stats.status[200] += 1
         if chat.stream:
             sent = events(head, answers, chat)
-            return await send_stream(
-                delivery, sent, head.timing, lambda: self._rate_headers(reservation.allowance)
-            )
+            return await send_stream(delivery, sent, head.timing, lambda: self._rate_headers(reservation.allowance))
 
         def settled_headers() -> dict[str, str]:
             # The tokens exist by now, so the headers already show what is left after settlement.
@@ -262,9 +256,7 @@ class Completions:
         wall_s = self._wall(now) if self.config.reset_style == "wall-clock" else None
         return rate_headers(allowance, now, shown=self._shown, wall_s=wall_s)
 
-    def _refuse(
-        self, answer: ErrorAnswer, allowance: Allowance | None = None, wait_s: float = _BUSY_S
-    ) -> web.Response:
+    def _refuse(self, answer: ErrorAnswer, allowance: Allowance | None = None, wait_s: float = _BUSY_S) -> web.Response:
         self.stats.status[answer.status] += 1
         extra: dict[str, str] = {}
         if answer.status == 429:

@@ -1,7 +1,7 @@
 """The top-level fields of a chat request: one check each, called with a value that is not null.
 
-A check returns what is wrong, in the words of the service's own validator, or None. Types are compared exactly:
-JSON's true is not the number 1.
+A check returns what is wrong, in the words of the service's own validator, or None. Types are compared
+exactly: JSON's true is not the number 1.
 """
 
 from __future__ import annotations

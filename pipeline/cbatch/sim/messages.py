@@ -86,11 +86,7 @@ def walk_messages(messages: Any, unknown: list[str]) -> Walked:
             has_tools = has_tools or "tool_calls" in message
             reasoning = message.get("reasoning")
             if reasoning is not None:
-                said = (
-                    reasoning
-                    if type(reasoning) is str
-                    else _parts(text, index, "assistant.reasoning", reasoning)
-                )
+                said = reasoning if type(reasoning) is str else _parts(text, index, "assistant.reasoning", reasoning)
                 pieces.append(said)
                 chars += len(said)
         elif role == "tool":
@@ -160,9 +156,7 @@ def _check_tool_calls(messages: list[dict[str, Any]], text: _Text) -> int:
             if type(answered) is not str:
                 raise _refuse(f"messages.{index}.tool.tool_call_id: Field required")
             if answered not in seen:
-                raise _refuse(
-                    f"messages.{index}: tool_call_id '{answered}' does not refer to an earlier tool call"
-                )
+                raise _refuse(f"messages.{index}: tool_call_id '{answered}' does not refer to an earlier tool call")
             if answered in open_ids:
                 open_ids.remove(answered)
             continue

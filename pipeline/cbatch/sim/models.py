@@ -160,9 +160,7 @@ TIERS: Mapping[str, Mapping[str, Limits]] = MappingProxyType(
         "developer": MappingProxyType(
             {
                 "gpt-oss-120b": Limits(rpm=1_000, tpm=1_000_000, total_tpm=3_000_000),
-                "qwen-3.8-27b": Limits(
-                    rpm=300, tpm=150_000, total_tpm=750_000, images=10
-                ),  # total 5x for now
+                "qwen-3.8-27b": Limits(rpm=300, tpm=150_000, total_tpm=750_000, images=10),  # total 5x for now
                 "gemma-4-31b": Limits(rpm=300, tpm=500_000, total_tpm=1_500_000),
                 "zai-glm-4.7": Limits(rpm=500, tpm=500_000, total_tpm=1_500_000),
             }

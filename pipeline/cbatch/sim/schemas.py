@@ -80,11 +80,7 @@ class _Value:
         """One of several schemas; deep down the simplest, so that recursion ends."""
         if depth < _DEEP:
             return self.make(self._chance.choice(options), depth + 1)
-        simple = [
-            o
-            for o in options
-            if isinstance(o, dict) and _kind(o) not in ("object", "array") and "$ref" not in o
-        ]
+        simple = [o for o in options if isinstance(o, dict) and _kind(o) not in ("object", "array") and "$ref" not in o]
         return self.make((simple or options)[0], depth + 1)
 
     def _typed(self, kind: str, node: dict[str, Any], depth: int) -> Any:
@@ -108,9 +104,7 @@ class _Value:
         properties = node.get("properties") or {}
         required = node.get("required") or ()
         made = {
-            name: self.make(child, depth + 1)
-            for name, child in properties.items()
-            if depth < _DEEP or name in required
+            name: self.make(child, depth + 1) for name, child in properties.items() if depth < _DEEP or name in required
         }
         for name in required:
             if name not in made:

@@ -1,4 +1,4 @@
-"""Is a JSON Schema acceptable for constrained decoding? (`strict: true`, in answers and in tools)"""
+"""Which JSON Schemas are acceptable for constrained decoding: `strict: true`, in answers and in tools."""
 
 from __future__ import annotations
 
@@ -30,18 +30,22 @@ _TYPES = frozenset({"array", "boolean", "integer", "null", "number", "object", "
 
 def strict_problem(schema: dict[str, Any]) -> str | None:
     """Why this schema is refused for constrained decoding, in the provider's words where they are known."""
-    # OPT_NON_STR_KEYS is not needed: the schema came out of JSON.
-    return _strict_problem(orjson.dumps(schema))
+    text = orjson.dumps(schema)
+    # Before the cache, which would otherwise keep what it must not: schemas of any size.
+    if len(text.decode()) > _MAX_CHARS:
+        return f"JSON schema exceeds the maximum length of {_MAX_CHARS} characters"
+    return _problem(text)
 
 
 @lru_cache(maxsize=256)  # a job sends one schema a million times
-def _strict_problem(text: bytes) -> str | None:
+def _problem(text: bytes) -> str | None:
     schema = orjson.loads(text)
-    if len(text.decode()) > _MAX_CHARS:
-        return f"JSON schema exceeds the maximum length of {_MAX_CHARS} characters"
     if schema.get("type") != "object":
         return "The root of the JSON schema must have type 'object'"
-    return _Strict(schema).check(schema, depth=1, inside=())
+    try:
+        return _Strict(schema).check(schema, depth=1, inside=())
+    except (AttributeError, TypeError):
+        return "Invalid JSON schema"  # a keyword whose value has no business there
 
 
 class _Strict:

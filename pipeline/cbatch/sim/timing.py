@@ -31,9 +31,7 @@ class Timing:
         return self.queue_s + self.prompt_s
 
 
-def plan(
-    tokens_per_s: float, uncached_tokens: int, completion_tokens: int, chance: int, speed: float
-) -> Timing:
+def plan(tokens_per_s: float, uncached_tokens: int, completion_tokens: int, chance: int, speed: float) -> Timing:
     """The times of one answer; `chance` is at least 32 bits that jitter them, the same bits the same times.
 
     Cached prompt tokens need no time. `speed` divides everything.

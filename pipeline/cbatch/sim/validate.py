@@ -79,9 +79,7 @@ def parse_chat(body: Any) -> Chat:
         raise Refused(unsupported(unknown))
     reasoning_format = get("reasoning_format") or "none"
     if reasoning_format == "raw" and json_mode != "text":
-        raise Refused(
-            bad_value("reasoning_format", f"reasoning_format 'raw' is not supported with {json_mode}")
-        )
+        raise Refused(bad_value("reasoning_format", f"reasoning_format 'raw' is not supported with {json_mode}"))
     limit = get("max_completion_tokens")
     if limit is None:
         limit = get("max_tokens")
@@ -167,15 +165,11 @@ def _tools(value: Any, unknown: list[str]) -> tuple[list[dict[str, Any]], str]:
         name = function.get("name")
         if type(name) is not str or not _TOOL_NAME.fullmatch(name):
             raise Refused(
-                bad_value(
-                    "tools", f"{path}.function.name: String should match pattern '^[a-zA-Z0-9_-]{{1,64}}$'"
-                )
+                bad_value("tools", f"{path}.function.name: String should match pattern '^[a-zA-Z0-9_-]{{1,64}}$'")
             )
         parameters = function.get("parameters")
         if parameters is not None and type(parameters) is not dict:
-            raise Refused(
-                bad_value("tools", f"{path}.function.parameters: Input should be a valid dictionary")
-            )
+            raise Refused(bad_value("tools", f"{path}.function.parameters: Input should be a valid dictionary"))
         functions.append(function)
     strict = {bool(function.get("strict")) for function in functions}
     if len(strict) > 1:
@@ -205,9 +199,7 @@ def _tool_choice(value: Any, tools: list[dict[str, Any]]) -> str:
     function = value.get("function") if type(value) is dict else None
     if type(function) is not dict or value.get("type") != "function":
         raise Refused(
-            bad_value(
-                "tool_choice", "body.tool_choice: Input should be 'none', 'auto', 'required' or a function"
-            )
+            bad_value("tool_choice", "body.tool_choice: Input should be 'none', 'auto', 'required' or a function")
         )
     name = function.get("name")
     if name not in [offered["name"] for offered in tools]:

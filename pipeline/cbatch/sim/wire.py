@@ -83,9 +83,7 @@ TOO_LARGE = ErrorAnswer(
 SERVER_ERROR = ErrorAnswer(
     500, _flat("Encountered a server error, please try again.", "server_error", "", "internal_server_error")
 )
-UNAVAILABLE = ErrorAnswer(
-    503, _flat("Service is temporarily unavailable.", "server_error", "", "service_unavailable")
-)
+UNAVAILABLE = ErrorAnswer(503, _flat("Service is temporarily unavailable.", "server_error", "", "service_unavailable"))
 BAD_GATEWAY_HTML = (
     b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n"
     b"<center><h1>502 Bad Gateway</h1></center>\r\n<hr><center>cloudflare</center>\r\n</body>\r\n</html>\r\n"

@@ -1,0 +1,153 @@
+"""Which prompts have no row yet, and whether a run directory belongs to this job at all.
+
+A row is known by (id, model, sample) and compared by the digest of its request. As long as the
+recipe (template, parameters, models) and the input are byte for byte those of the finished run,
+no digest is computed and known rows are skipped by their key alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import orjson
+
+from cbatch.errors import JobError
+from cbatch.job import Job
+from cbatch.journal import Journal, Known, Writer, key_of
+from cbatch.render import Renderer, RenderError
+from cbatch.schema import Prompt
+from cbatch.session import Options, Progress
+from cbatch.source import Source, Survey
+
+BREATHE_ROWS = 256  # known rows skipped in one go before the event loop may serve others
+TRIAL_ROWS = 20  # rows rendered before anything is sent: if none can be, the template is wrong
+
+
+class Work(NamedTuple):
+    """One prompt to be sent; `replaces` is the seq of the row whose place its outcome takes."""
+
+    prompt: Prompt
+    key: bytes
+    replaces: int | None
+
+
+class Resume:
+    """What the journal of a run directory already holds for a job."""
+
+    def __init__(self, job: Job, journal: Journal, renderers: Mapping[str, Renderer], options: Options) -> None:
+        self._job = job
+        self._journal = journal
+        self._renderers = renderers
+        self._options = options
+        self._check_digests = False
+        self.known_before = sum(journal.counts())
+        self.known_seen = 0
+
+    @property
+    def may_replace(self) -> bool:
+        """Whether rows that are already on disk may be run again."""
+        return self._check_digests or self._options.retry_failed
+
+    def compare(self, source: Source, survey: Survey, endpoint: str, endpoint_said: str | None) -> None:
+        """Decide whether digests must be compared.
+
+        Raises JobError where going on would mix two jobs, or would silently keep or repeat answers
+        to requests that were edited since.
+        """
+        if not self.known_before:
+            return
+        folder = self._journal.path.parent
+        label = self._journal.get("endpoint") or endpoint_said
+        if label is not None and label != endpoint:
+            raise JobError(
+                f"{folder}: holds answers from {label}, and this run would add answers from {endpoint}",
+                hint="use another folder with --output, or start over with --fresh",
+            )
+        if self._journal.get("recipe") == self._recipe() and self._journal.get("source") == survey.fingerprint:
+            return
+        self._check_digests = True
+        known = changed = 0
+        for prompt in source.prompts(survey, self._job.model):
+            found = self._journal.lookup(key_of(prompt.id, prompt.model), prompt.sample)
+            if found is not None:
+                known += 1
+                changed += found.ok and self._digest(prompt) != found.digest
+        if not known:
+            raise JobError(
+                f"{folder}: belongs to another job: none of its {self.known_before:,} rows comes from this input",
+                hint="use another folder with --output, or start over with --fresh",
+            )
+        if changed and self._options.changed is None:
+            raise JobError(
+                f"{folder}: {changed:,} of {known:,} known prompts were answered before the template, "
+                "the params or their rows were edited",
+                hint="--changed rerun sends them again, --changed keep keeps their answers, --output DIR starts beside",
+            )
+
+    def unanswered(self, source: Source, survey: Survey, model: str, progress: Progress) -> Iterator[Work | None]:
+        """The prompts of `model` to be sent; counts the known ones into `progress`.
+
+        Yields None now and then, so that skipping a million known rows lets the event loop breathe.
+        """
+        skipped = 0
+        for prompt in source.prompts(survey, (model,)):
+            key = key_of(prompt.id, prompt.model)
+            known = self._journal.lookup(key, prompt.sample) if self.known_before else None
+            if known is None:
+                yield Work(prompt, key, None)
+                continue
+            self.known_seen += 1
+            if self._must_run_again(known, prompt):
+                yield Work(prompt, key, known.seq)
+                continue
+            progress.done += known.ok
+            progress.failed += not known.ok
+            skipped += 1
+            if skipped % BREATHE_ROWS == 0:
+                yield None
+
+    def settle(self, writer: Writer, survey: Survey, endpoint: str) -> None:
+        """Remember what the rows of this folder were made from."""
+        for name, value in (("recipe", self._recipe()), ("source", survey.fingerprint), ("endpoint", endpoint)):
+            writer.set(name, value).result()
+
+    def _recipe(self) -> str:
+        job = self._job
+        recipe = {"prompt": job.prompt.model_dump(), "params": job.params.body(), "model": sorted(job.model)}
+        return hashlib.sha256(orjson.dumps(recipe, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+    def _must_run_again(self, known: Known, prompt: Prompt) -> bool:
+        if not known.ok and self._options.retry_failed:
+            return True
+        if not self._check_digests or (known.ok and self._options.changed == "keep"):
+            return False
+        # A failed row whose request was edited is simply tried again: nothing was paid for it.
+        return self._digest(prompt) != known.digest
+
+    def _digest(self, prompt: Prompt) -> bytes:
+        """The digest that a row made now would have; empty where no request can be made."""
+        if prompt.problem is not None:
+            return b""
+        try:
+            return self._renderers[prompt.model](prompt).digest
+        except RenderError:
+            return b""
+
+
+def try_template(source: Source, survey: Survey, renderer: Renderer) -> None:
+    """Raise JobError if none of the first rows can be rendered: then the template is wrong, not a row."""
+    problem: tuple[str, str] | None = None
+    for seen, row in enumerate(source.prompts(survey, ("",))):
+        if seen == TRIAL_ROWS:
+            break
+        if row.problem is None:
+            try:
+                renderer(row)
+            except RenderError as exc:
+                problem = problem or (row.origin, str(exc))
+            else:
+                return
+    if problem is not None:
+        raise JobError(f"prompt: no row can be rendered; {problem[0]}: {problem[1]}", hint="see `cbatch plan`")

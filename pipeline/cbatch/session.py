@@ -1,0 +1,83 @@
+"""The types of one session of a run: what was asked for, what is going on, how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Changed = Literal["rerun", "keep"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Activity:
+    """What is going on now, for whoever watches: counts of requests and the time lost by cause (s, summed)."""
+
+    sent: int = 0
+    succeeded: int = 0
+    retries: int = 0
+    rate_limited: int = 0
+    backing_off: int = 0
+    pace_wait_s: float = 0.0
+    backoff_s: float = 0.0
+    on_the_wire: set[asyncio.Task[Any]] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How this invocation differs from the job file."""
+
+    limit: int | None = None
+    retry_failed: bool = False
+    fresh: bool = False
+    changed: Changed | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """What is durable and what is going on; read by whoever watches, written by the engine."""
+
+    total: int = 0  # prompts x models x samples
+    done: int = 0
+    failed: int = 0
+    answered: int = 0  # this session: durable rows
+    completion_tokens: int = 0  # this session
+    cost_usd: float = 0.0  # all sessions
+    unpriced: int = 0
+    errors: dict[str, int] = field(default_factory=dict)  # this session, by kind
+    samples: dict[str, str] = field(default_factory=dict)  # one message per kind
+    activity: Activity = field(default_factory=Activity)
+    started_s: float = 0.0
+    draining: bool = False
+    waiting_for: Callable[[], str | None] = lambda: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """How a session of a run ended. `exit_code` is that of the contract."""
+
+    name: str
+    folder: str
+    state: Literal["finished", "interrupted", "stopped"]
+    total: int
+    done: int
+    failed: int
+    left: int
+    orphaned: int
+    sent: int
+    answered: int
+    retries: int
+    rate_limited: int
+    elapsed_s: float
+    completion_tokens: int
+    cost_usd: float | None
+    unpriced: int
+    paid_twice_at_most: int
+    pace_wait_s: float
+    backoff_s: float
+    errors: dict[str, int]
+    samples: dict[str, str]
+    exit_code: int
+    error: str | None = None
+    hint: str | None = None
