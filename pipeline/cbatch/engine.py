@@ -39,6 +39,7 @@ from cbatch.send import Sender, send
 from cbatch.session import Options, Progress, Summary
 from cbatch.source import Source, Survey, carried, check_carry
 
+HEARTBEAT_S = 2.0  # how old `cbatch status` of a running job may be
 DRAIN_S = 30.0  # after the first Ctrl-C, answers in flight get this long
 PART_BYTES = 256 << 20  # a part is cut at this much text, however few its rows
 PART_S = 300.0  # and at least this often, so that long runs can be looked into
@@ -157,7 +158,7 @@ class Run:
         earlier = self._journal.get("carry")
         if earlier is None:
             earlier = carried_types(self.folder.path)
-        if earlier is None:
+        if earlier is None or not sum(self._journal.counts()):
             self._writer.set("carry", self._carry).result()
         elif earlier != self._carry:
             raise JobError(
@@ -173,17 +174,39 @@ class Run:
             senders = [self._sender(model, api) for model in job.model]
             self.progress.waiting_for = lambda: next((w for s in senders if (w := s.gate.waiting_for)), None)
             opening = AsyncLimiter(HANDSHAKES_PER_S / 10, 0.1) if api.endpoint.base_url.startswith("https:") else None
-            try:
-                async with asyncio.TaskGroup() as workers:
-                    for number in range(min(job.limits.concurrency, self.progress.total)):
-                        # Spread over the models; who has finished its own helps with the next.
-                        turn = number % len(senders)
-                        order = list(zip(senders, self._pending, strict=True))
-                        task = workers.create_task(self._worker(order[turn:] + order[:turn], opening))
-                        self._tasks.add(task)
-            finally:
-                self._tasks.clear()
-                self.progress.waiting_for = lambda: None
+            async with asyncio.TaskGroup() as group:
+                heartbeat = group.create_task(self._heartbeat())
+                try:
+                    async with asyncio.TaskGroup() as workers:
+                        for number in range(min(job.limits.concurrency, self.progress.total)):
+                            # Spread over the models; who has finished its own helps with the next.
+                            turn = number % len(senders)
+                            order = list(zip(senders, self._pending, strict=True))
+                            task = workers.create_task(self._worker(order[turn:] + order[:turn], opening))
+                            self._tasks.add(task)
+                finally:
+                    heartbeat.cancel()
+                    self._tasks.clear()
+                    self.progress.waiting_for = lambda: None
+
+    async def _heartbeat(self) -> None:
+        """Leave figures in the journal now and then: for `cbatch status`, and for after a kill."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            self._writer.set("live", self._figures())
+
+    def _figures(self) -> dict[str, Any]:
+        """What this session has done so far; seconds of waiting are summed over workers."""
+        activity = self.progress.activity
+        return {
+            "elapsed_s": self._loop.time() - self.progress.started_s,
+            "sent": activity.sent,
+            "answered": self.progress.answered,
+            "retries": activity.retries,
+            "rate_limited": activity.rate_limited,
+            "pace_wait_s": activity.pace_wait_s,
+            "backoff_s": activity.backoff_s,
+        }
 
     def _sender(self, model: str, api: Client) -> Sender:
         schema = self.job.params.answer_schema
@@ -421,16 +444,8 @@ class Run:
         if summary is not None:
             figures = {name: getattr(summary, name) for name in Summary.__slots__}
             started = self._now().timestamp() - summary.elapsed_s
-            sessions.append(
-                {
-                    "started_at": datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds"),
-                    "elapsed_s": summary.elapsed_s,
-                    "sent": summary.sent,
-                    "answered": summary.answered,
-                    "pace_wait_s": summary.pace_wait_s,
-                    "backoff_s": summary.backoff_s,
-                }
-            )
+            began = datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds")
+            sessions.append({"started_at": began} | self._figures())
             info["summary"] = figures
         info["sessions"] = sessions
         try:

@@ -142,6 +142,21 @@ class RunLock:
         os.close(self._fd)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a cbatch is running in the directory of this lock file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 class Journal:
     """The journal of one run directory, open for reading.
 

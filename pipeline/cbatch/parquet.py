@@ -145,3 +145,20 @@ def quantiles(column: pa.ChunkedArray, levels: Sequence[float]) -> list[float] |
     """The quantiles of the measured values (nulls left out); None where nothing was measured."""
     found = pc.quantile(column, q=list(levels), interpolation="linear", skip_nulls=True).to_pylist()
     return None if not found or found[0] is None else found
+
+
+def where(rows: pa.Table, column: str, value: str) -> pa.Table:
+    """The rows whose column has this value."""
+    return rows.filter(pc.equal(rows.column(column), value))
+
+
+def tally(column: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value occurs, nulls left out."""
+    counts = pc.value_counts(column.drop_null()).to_pylist()
+    return {str(entry["values"]): entry["counts"] for entry in sorted(counts, key=lambda e: -e["counts"])}
+
+
+def total(column: pa.ChunkedArray) -> float:
+    """The sum of the measured values; 0 where nothing was measured."""
+    found = pc.sum(column).as_py()
+    return float(found or 0)

@@ -57,7 +57,7 @@ class StopRun:
 
 Decision = RetryAfter | GiveUp | StopRun
 
-_STOP_HINTS = {
+STOP_HINTS = {
     401: "the key was refused; check CEREBRAS_API_KEY or --api-key-file, then run the same line again",
     402: "add a payment method or credit in the billing tab, then run the same line again",
     403: "no key was sent, or it may not use this; check CEREBRAS_API_KEY, then run the same line again",
@@ -82,8 +82,8 @@ def decide(
     """
     headers: Mapping[str, str] = error.headers if isinstance(error, APIStatusError) else {}
     status = error.status if isinstance(error, APIStatusError) else None
-    if status in _STOP_HINTS:
-        return StopRun(str(error), _STOP_HINTS[status])
+    if status in STOP_HINTS:
+        return StopRun(str(error), STOP_HINTS[status])
     should = headers.get("x-should-retry", "").lower()
     if should == "false" or (should != "true" and not _is_transient(error)):
         return GiveUp("the server says that a retry cannot help" if should == "false" else "a retry cannot help")

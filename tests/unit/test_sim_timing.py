@@ -50,8 +50,8 @@ def test_cached_tokens_need_no_time() -> None:
     [
         pytest.param(0, 1800.0, 0, id="no tokens, no events"),
         pytest.param(1, 1800.0, 1, id="one token is one event"),
-        pytest.param(180, 1800.0, 20, id="nine tokens per event at 1800 tokens per second"),
-        pytest.param(100, 1000.0, 20, id="five tokens per event at 1000 tokens per second"),
+        pytest.param(180, 1800.0, 18, id="ten tokens per event at 1800 tokens per second"),
+        pytest.param(110, 1000.0, 20, id="five and a half at 1000 tokens per second"),
     ],
 )
 def test_event_count(tokens: int, rate: float, events: int) -> None:

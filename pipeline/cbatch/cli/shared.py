@@ -6,8 +6,8 @@ import asyncio
 import gc
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,8 +16,10 @@ import orjson
 
 from cbatch.cli import environment
 from cbatch.client import Client, Endpoint, connect
-from cbatch.errors import CbatchError, JobError, RunStopped
+from cbatch.errors import APIError, APIStatusError, CbatchError, JobError, JournalError, RunStopped
 from cbatch.job import Timeouts
+from cbatch.retry import STOP_HINTS
+from cbatch.rundir import RunDir
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -170,6 +172,26 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return next((exc for exc in leaves if isinstance(exc, CbatchError)), leaves[0])
 
 
+@contextmanager
+def api_errors(api: Client) -> Iterator[None]:
+    """Turn a failed request of a one-shot command into a message that says what to do."""
+    try:
+        yield
+    except APIStatusError as exc:
+        raise RunStopped(f"{api.endpoint.base_url}: {exc}", hint=STOP_HINTS.get(exc.status)) from None
+    except APIError as exc:
+        raise RunStopped(f"{api.endpoint.base_url}: {exc}", hint="is the address right, and the server up?") from None
+
+
 def print_json(value: object) -> None:
     """One JSON object on stdout."""
     click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+
+
+def open_run(path: Path) -> RunDir:
+    """The run directory at `path`. Raises JournalError if no run has been there."""
+    folder = RunDir(path)
+    if not folder.is_run():
+        near = f"did you mean {path / 'runs'}/…?" if (path / "runs").is_dir() else "name the folder that holds run.json"
+        raise JournalError(f"{path}: not a run directory", hint=near)
+    return folder

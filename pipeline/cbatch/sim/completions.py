@@ -217,8 +217,16 @@ class Completions:
     ) -> web.StreamResponse:
         self.stats.status[200] += 1
         if chat.stream:
-            sent = events(head, answers, chat)
-            return await send_stream(delivery, sent, head.timing, lambda: self._rate_headers(reservation.allowance))
+            silent = 0.0
+            if chat.reasoning_format == "hidden":
+                silent = answers[0].reasoning_tokens / max(1, answers[0].completion_tokens)
+            return await send_stream(
+                delivery,
+                events(head, answers, chat),
+                head.timing,
+                silent,
+                lambda: self._rate_headers(reservation.allowance),
+            )
 
         def settled_headers() -> dict[str, str]:
             # The tokens exist by now, so the headers already show what is left after settlement.

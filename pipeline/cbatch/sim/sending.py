@@ -76,9 +76,16 @@ async def _send_halves(delivery: Delivery, body: bytes, headers: dict[str, str])
 
 
 async def send_stream(
-    delivery: Delivery, events: Sequence[bytes], timing: Timing, headers: Callable[[], dict[str, str]]
+    delivery: Delivery,
+    events: Sequence[bytes],
+    timing: Timing,
+    silent: float,
+    headers: Callable[[], dict[str, str]],
 ) -> web.StreamResponse:
-    """The answer event by event, as its tokens come to exist; at infinite speed in one write."""
+    """The answer event by event, as its tokens come to exist; at infinite speed in one write.
+
+    `silent` is the share of the generation that shows nothing: reasoning that is hidden.
+    """
     fault = delivery.fault
     if fault == "slow_first_byte":
         await delivery.silence(delivery.config.slow_s)
@@ -88,9 +95,13 @@ async def send_stream(
     if fault == "close_connection":
         response.force_close()
     await response.prepare(delivery.request)
-    half = max(1, len(events) // 2)
     # Between the role chunk and the finish chunk, [DONE] right behind it, lies all of the generation.
-    every_s = 0.0 if timing.instant else timing.completion_s / max(1, len(events) - 2)
+    every_s = 0.0 if timing.instant else timing.completion_s * (1 - silent) / max(1, len(events) - 2)
+    if silent and not timing.instant:
+        await response.write(events[0])
+        await asyncio.sleep(timing.completion_s * silent)
+        events = events[1:]
+    half = max(1, len(events) // 2)
     match fault:
         case "malformed_json":
             broken = events[half][: max(12, len(events[half]) // 2)] + b"\n\n"

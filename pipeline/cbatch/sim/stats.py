@@ -6,7 +6,7 @@ from collections import Counter
 
 __all__ = ["Stats"]
 
-_MAX_DISTINCT = 1_000_000  # about 60 bytes each; above it `distinct` is a lower bound and `exact` is false
+_MAX_DISTINCT = 500_000  # about 120 bytes each; above it `distinct` is a lower bound and `exact` is false
 
 
 class Stats:

@@ -11,6 +11,7 @@ EVENTS_PER_S = 200  # the service batches a stream's tokens to about this many e
 _QUEUE_S = 0.004  # recorded 0.004-0.007 without load
 _PROMPT_S = 0.002  # recorded 0.002-0.007 for 69-233 tokens
 _PROMPT_TOKENS_PER_S = 30_000.0
+_SPREAD = 0.1  # prompt and token rates of single answers lie this far around the nominal ones
 _OVERHEAD_S = (0.002, 0.010)  # total_time exceeds the sum of its parts by this much
 _INSTANT_S = 1e-6  # reported at infinite speed: a client may divide by it
 
@@ -39,8 +40,8 @@ def plan(tokens_per_s: float, uncached_tokens: int, completion_tokens: int, chan
     if math.isinf(speed):
         return Timing(_INSTANT_S, _INSTANT_S, _INSTANT_S, 3 * _INSTANT_S, instant=True)
     queue = _QUEUE_S * (0.8 + 0.8 * _part(chance, 0)) / speed
-    prompt = (_PROMPT_S + uncached_tokens / _PROMPT_TOKENS_PER_S) * (0.9 + 0.2 * _part(chance, 8)) / speed
-    completion = completion_tokens / (tokens_per_s * (0.9 + 0.2 * _part(chance, 16)) * speed)
+    prompt = (_PROMPT_S + uncached_tokens / _PROMPT_TOKENS_PER_S) * _jitter(chance, 8) / speed
+    completion = completion_tokens / (tokens_per_s * _jitter(chance, 16) * speed)
     low, high = _OVERHEAD_S
     overhead = (low + (high - low) * _part(chance, 24)) / speed
     return Timing(queue, prompt, completion, queue + prompt + completion + overhead)
@@ -51,6 +52,10 @@ def _part(chance: int, shift: int) -> float:
     return (chance >> shift & 0xFF) / 256
 
 
+def _jitter(chance: int, shift: int) -> float:
+    return 1 - _SPREAD + 2 * _SPREAD * _part(chance, shift)
+
+
 def event_count(tokens: int, tokens_per_s: float) -> int:
     """How many stream events carry `tokens`: at most 200 per second of generation, several tokens each.
 
@@ -58,7 +63,7 @@ def event_count(tokens: int, tokens_per_s: float) -> int:
     """
     if tokens <= 0:
         return 0
-    return max(1, math.floor(tokens * EVENTS_PER_S / tokens_per_s))
+    return max(1, math.floor(tokens * EVENTS_PER_S / (tokens_per_s * (1 + _SPREAD))))
 
 
 def due_count(elapsed_s: float, every_s: float, total: int) -> int:

@@ -1,0 +1,121 @@
+"""`cbatch plan`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+import orjson
+
+from cbatch import catalog, jobfile
+from cbatch.cli.run import output_folder
+from cbatch.cli.shared import connection_options, json_option, print_json
+from cbatch.cli.words import count, duration, money, plural
+from cbatch.job import Job
+from cbatch.journal import Journal
+from cbatch.plan import TYPICAL_TOKENS, ModelPlan, Plan, plan
+from cbatch.rundir import RunDir
+
+EXCERPT = 600  # characters of the first request that are shown
+
+
+@click.command(epilog="Example: cbatch plan jobs/hello.yaml")
+@click.argument("job_file", metavar="JOB.yaml", type=click.Path(path_type=Path))
+@connection_options
+@json_option
+@click.option("--limit", metavar="N", type=click.IntRange(1), help="Plan only the first N rows.")
+@click.option(
+    "--output", metavar="DIR", type=click.Path(path_type=Path), help="The run directory, instead of the job's."
+)
+@click.option(
+    "--set", "overrides", metavar="KEY.PATH=VALUE", multiple=True, help="Override a job.yaml key; repeatable."
+)
+def command(
+    job_file: Path,
+    sim: bool,
+    base_url: str | None,
+    api_key_file: Path | None,
+    as_json: bool,
+    limit: int | None,
+    output: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Show what a job would send, what it may cost and take, and which limit binds.
+
+    Reads and renders everything, sends nothing, needs no key.
+    """
+    job = jobfile.load(job_file, overrides)
+    found = plan(job, limit)
+    folder = RunDir(output_folder(job, output))
+    known = _known(folder)
+    if as_json:
+        body = orjson.loads(found.first_body) if found.first_body else None
+        models = [asdict(m) | {"binding": m.binding} for m in found.models]
+        print_json(asdict(found) | {"first_body": body, "models": models, "known_rows": known})
+        return
+    for line in lines(job, found, folder, known):
+        click.echo(line)
+
+
+def _known(folder: RunDir) -> int:
+    if not folder.journal.exists():
+        return 0
+    journal = Journal(folder.journal)
+    try:
+        return sum(journal.counts())
+    finally:
+        journal.close()
+
+
+def lines(job: Job, found: Plan, folder: RunDir, known: int) -> list[str]:
+    """The plan, for people."""
+    spread = []
+    if len(job.model) > 1:
+        spread.append(plural(len(job.model), "model"))
+    if job.samples > 1:
+        spread.append(plural(job.samples, "sample"))
+    times = f" x {' x '.join(spread)}" if spread else ""
+    out = [f"{job.name}: {plural(found.rows, 'row')}{times} = {plural(found.requests, 'request')} to {folder.path}"]
+    if known:
+        out.append(f"  known     {plural(known, 'row')} in {folder.path} already; what is unchanged is not sent again")
+    if found.broken_rows:
+        out.append(f"  broken    {plural(found.broken_rows, 'row')} cannot be read and will be error rows")
+    if found.unrenderable_rows:
+        out.append(f"  broken    {plural(found.unrenderable_rows, 'row')} cannot be rendered: {found.first_problem}")
+    for model in found.models:
+        out += _model_lines(job, model)
+    if found.first_body is not None:
+        text = found.first_body.decode()
+        out.append(f"first request ({found.first_origin}):")
+        out.append("  " + (text if len(text) <= EXCERPT else text[: EXCERPT - 1] + "…"))
+    return out
+
+
+def _model_lines(job: Job, m: ModelPlan) -> list[str]:
+    given = job.params.completion_limit is not None
+    assumed = "" if given else ", as no max_completion_tokens is given"
+    out = [
+        f"  {m.model}",
+        f"    tokens  about {count(m.prompt_tokens)} in; out at most {count(m.limit_tokens)} an answer{assumed}",
+    ]
+    typical = min(TYPICAL_TOKENS, m.limit_tokens)
+    if m.cost_usd is None:
+        out.append("    cost    unknown: no price is known for this model")
+    else:
+        low, middle, high = m.cost_usd
+        out.append(
+            f"    cost    {money(low)} to {money(high)}; {money(middle)} with answers of {typical} tokens"
+            f" (prices of {catalog.load()[1]['prices']})"
+        )
+    names = {"concurrency": f"limits.concurrency ({job.limits.concurrency})"}
+    rpm, tpm = job.limits.per_minute(m.model)
+    names |= {"requests/min": f"{count(rpm)} requests/min", "tokens/min": f"{count(tpm)} tokens/min"}
+    out.append(f"    time    {duration(max(m.seconds.values()))} with such answers; at most {duration(m.longest_s)}")
+    others = [
+        f"{names[n]} alone {duration(s)}" for n, s in sorted(m.seconds.items(), key=lambda i: -i[1]) if n != m.binding
+    ]
+    out.append(f"    binds   {names[m.binding]}" + (f"; {', '.join(others)}" if others else ""))
+    if rpm is None and tpm is None:
+        out.append("    note    no rate limit is set: give limits.tier, or limits.rpm and limits.tpm, to avoid 429s")
+    return out

@@ -1,0 +1,94 @@
+"""`cbatch status`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cbatch.cli.shared import json_option, open_run, print_json
+from cbatch.cli.words import duration, money, plural, rate
+from cbatch.journal import Journal, Paid, is_locked
+from cbatch.rundir import RunDir
+
+
+@click.command(epilog="Example: cbatch status runs/hello --json | jq .left")
+@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@json_option
+def command(run_dir: Path, as_json: bool) -> None:
+    """Show how far a run is, what it cost, where its time went, and what is left.
+
+    Reads only; a running job is not disturbed.
+    """
+    found = status(open_run(run_dir))
+    if as_json:
+        print_json(found)
+        return
+    for line in lines(found):
+        click.echo(line)
+
+
+def status(folder: RunDir) -> dict[str, Any]:
+    """The state of a run, from its journal and run.json. Raises JournalError."""
+    info = folder.read_info()
+    journal = Journal(folder.journal)
+    try:
+        done, failed = journal.counts()
+        paid = Paid(**(journal.get("paid") or {}))
+        live = journal.get("live") or {}
+        unknown = journal.get("unknown_at_most") or 0
+        parts = journal.parts()
+    finally:
+        journal.close()
+    running = is_locked(folder.lock)
+    total = info.get("total")
+    sessions = list(info.get("sessions", []))
+    if running or info.get("state") == "running":  # killed: what its last heartbeat said
+        sessions.append(live)
+    spent = {
+        name: sum(session.get(name, 0) for session in sessions)
+        for name in ("elapsed_s", "sent", "answered", "retries", "rate_limited", "pace_wait_s", "backoff_s")
+    }
+    state = "running" if running else "killed" if info.get("state") == "running" else info.get("state", "unknown")
+    return {
+        "name": info.get("name"),
+        "folder": str(folder.path),
+        "state": state,
+        "total": total,
+        "done": done,
+        "failed": failed,
+        "left": max(0, total - done - failed) if total is not None else None,
+        "sent_outcome_unknown_at_most": 0 if running else unknown,
+        "parts": len(parts),
+        "rows_in_parts": sum(part.rows for part in parts),
+        "prompt_tokens": paid.prompt_tokens,
+        "completion_tokens": paid.completion_tokens,
+        "cost_usd": None if paid.answers and paid.unpriced == paid.answers else paid.cost_usd,
+        "rows_per_s": spent["answered"] / spent["elapsed_s"] if spent["elapsed_s"] else None,
+        **spent,
+    }
+
+
+def lines(s: dict[str, Any]) -> list[str]:
+    """The status, for people."""
+    total = f" of {s['total']:,}" if s["total"] is not None else ""
+    left = f", {s['left']:,} left" if s["left"] is not None else ""
+    speed = f", {rate(s['rows_per_s'])} rows/s" if s["rows_per_s"] else ""
+    out = [
+        f"{s['name']}: {s['state']}, {s['done']:,}{total} done, {s['failed']:,} failed{left}",
+        f"  time      {duration(s['elapsed_s'])} in all sessions{speed}",
+        f"  waited    {duration(s['pace_wait_s'])} for the rate limit, {duration(s['backoff_s'])} between retries"
+        " (summed over workers)",
+        f"  requests  {s['sent']:,} sent, {s['retries']:,} retried, {s['rate_limited']:,} answered with 429",
+        f"  cost      {money(s['cost_usd'])}",
+        f"  results   {plural(s['rows_in_parts'], 'row')} in {plural(s['parts'], 'part')}"
+        f", {s['done'] + s['failed'] - s['rows_in_parts']:,} in the journal",
+    ]
+    if s["sent_outcome_unknown_at_most"] and s["left"]:
+        out.append(
+            f"  unknown   at most {plural(s['sent_outcome_unknown_at_most'], 'prompt')} sent without a saved answer"
+        )
+    if s["state"] not in ("running", "finished"):
+        out.append("the line that started it resumes it")
+    return out

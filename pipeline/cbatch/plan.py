@@ -1,0 +1,122 @@
+"""Job -> Plan: what a run would send, cost and take, and which limit binds. Sends nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cbatch import catalog
+from cbatch.job import Job
+from cbatch.pace import MARGIN
+from cbatch.render import Renderer, RenderError
+from cbatch.source import Source
+
+TYPICAL_TOKENS = 300  # an answer's length where nothing is known about it
+UNKNOWN_TOKENS_PER_S = 1_000.0  # for models that the catalog does not have
+OVERHEAD_S = 0.05  # network and queue, per request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPlan:
+    """One model's share. Times in seconds; `cost` is (no answer, typical, longest answers), None without a price."""
+
+    model: str
+    requests: int
+    prompt_tokens: int
+    limit_tokens: int  # max_completion_tokens of one request, given or assumed
+    cost_usd: tuple[float, float, float] | None
+    seconds: dict[str, float]  # how long each limit alone would take, with typical answers
+    longest_s: float  # with the longest answers, all limits together
+
+    @property
+    def binding(self) -> str:
+        """The limit that takes the most time."""
+        return max(self.seconds, key=lambda name: self.seconds[name])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A job, looked at from before."""
+
+    files: list[str]
+    rows: int
+    broken_rows: int
+    unrenderable_rows: int
+    requests: int
+    first_body: bytes | None
+    first_origin: str | None
+    first_problem: str | None
+    models: list[ModelPlan]
+
+
+def plan(job: Job, limit: int | None = None) -> Plan:
+    """Read and render everything. Raises JobError and SourceError as a run would."""
+    source = Source(job, limit=limit)
+    survey = source.survey()
+    renderers = {model: Renderer(job, model) for model in job.model}
+    prompt_tokens = dict.fromkeys(job.model, 0)
+    reserved = dict.fromkeys(job.model, 0)
+    requests = dict.fromkeys(job.model, 0)
+    first_body: bytes | None = None
+    first_origin = first_problem = None
+    unrenderable = 0
+    for prompt in source.prompts(survey, job.model):
+        if prompt.sample or prompt.problem is not None:
+            continue
+        try:
+            request = renderers[prompt.model](prompt)
+        except RenderError as exc:
+            unrenderable += prompt.model == job.model[0]
+            first_problem = first_problem or f"{prompt.origin}: {exc}"
+            continue
+        if first_body is None:
+            first_body, first_origin = request.body, prompt.origin
+        requests[prompt.model] += job.samples
+        prompt_tokens[prompt.model] += request.prompt_tokens_estimate * job.samples
+        reserved[prompt.model] += request.reserve_tokens * job.samples
+    return Plan(
+        files=[str(path) for path in source.files],
+        rows=survey.rows,
+        broken_rows=survey.problems,
+        unrenderable_rows=unrenderable,
+        requests=sum(requests.values()),
+        first_body=first_body,
+        first_origin=first_origin,
+        first_problem=first_problem,
+        models=[_model(job, m, requests[m], prompt_tokens[m], reserved[m] - prompt_tokens[m]) for m in job.model],
+    )
+
+
+def _model(job: Job, model: str, requests: int, prompt_tokens: int, completion_tokens: int) -> ModelPlan:
+    """`completion_tokens` is the most that all answers together may have."""
+    limit = completion_tokens // requests if requests else 0
+    typical = min(TYPICAL_TOKENS, limit)
+    price = catalog.price(model)
+    cost = None
+    if price is not None:
+        cost = (
+            price.cost_usd(prompt_tokens, 0),
+            price.cost_usd(prompt_tokens, typical * requests),
+            price.cost_usd(prompt_tokens, completion_tokens),
+        )
+    return ModelPlan(
+        model=model,
+        requests=requests,
+        prompt_tokens=prompt_tokens,
+        limit_tokens=limit,
+        cost_usd=cost,
+        seconds=_seconds(job, model, requests, prompt_tokens, typical),
+        longest_s=max(_seconds(job, model, requests, prompt_tokens, limit).values()),
+    )
+
+
+def _seconds(job: Job, model: str, requests: int, prompt_tokens: int, answer_tokens: int) -> dict[str, float]:
+    rpm, tpm = job.limits.per_minute(model)
+    card = catalog.card(model)
+    speed = card.tokens_per_s if card else UNKNOWN_TOKENS_PER_S
+    workers = max(1, job.limits.concurrency // len(job.model))
+    seconds = {"concurrency": requests * (OVERHEAD_S + answer_tokens / speed) / workers}
+    if rpm:
+        seconds["requests/min"] = requests * 60 / (rpm * MARGIN)
+    if tpm:
+        seconds["tokens/min"] = (prompt_tokens + requests * answer_tokens) * 60 / (tpm * MARGIN)
+    return seconds
