@@ -72,3 +72,7 @@ def data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"the real prompt sets are not at {DATA}")
     return DATA
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite the files in tests/golden")

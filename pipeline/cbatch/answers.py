@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
 
+from cbatch.errors import JobError
 from cbatch.schema import Completion
 
 
@@ -14,11 +16,18 @@ class AnswerCheck:
 
     def __init__(self, schema: dict[str, Any]) -> None:
         import jsonschema  # 60 ms, and only jobs with a response_format need it
+        from jsonschema_specifications import REGISTRY  # given, so that a $ref to elsewhere is never downloaded
+        from referencing.exceptions import Unresolvable
 
-        self._validator = jsonschema.validators.validator_for(schema)(schema)
+        self._validator = jsonschema.validators.validator_for(schema)(schema, registry=REGISTRY)
+        # What a schema that is valid as such may still do when it is applied.
+        self._unusable = (Unresolvable, re.error)
 
     def __call__(self, completion: Completion) -> str | None:
-        """What is wrong with the answer, or None; fills in `parsed` and `valid`."""
+        """What is wrong with the answer, or None; fills in `parsed` and `valid`.
+
+        Raises JobError if the schema refers to what is not there, or has a pattern that is none.
+        """
         if completion.tool_calls:  # a turn that calls a tool carries no answer yet
             return None
         completion.valid = False
@@ -26,7 +35,12 @@ class AnswerCheck:
             completion.parsed = orjson.loads(completion.text or "")
         except orjson.JSONDecodeError as exc:
             return f"not valid JSON: {exc.msg} at character {exc.pos}" if completion.text else "the answer is empty"
-        error = next(self._validator.iter_errors(completion.parsed), None)
+        try:
+            error = next(self._validator.iter_errors(completion.parsed), None)
+        except RecursionError:
+            return "nested too deeply to be checked"
+        except self._unusable as exc:
+            raise JobError(f"params.response_format: the schema cannot be applied: {exc}") from None
         if error is None:
             completion.valid = True
             return None

@@ -6,7 +6,6 @@ Bytes go in, bytes come out. What came out is turned into a Completion or into a
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -53,10 +52,16 @@ _BY_STATUS: dict[int, type[APIStatusError]] = {
 def normalise_base_url(url: str) -> str:
     """The address with exactly one `/v1` at its end, however it was given. Raises ValueError if it is no URL."""
     parts = urlsplit(url.strip())
+    if "@" in parts.netloc:  # first of all checks: what follows quotes the address
+        raise ValueError("an address with a user name or password in it is not accepted")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{url!r} is not a http:// or https:// URL")
-    if parts.username or parts.password:
-        raise ValueError("an address with a user name or password in it is not accepted")
+    try:
+        parts.hostname.encode("idna")  # what the resolver does; an empty or too long label is a UnicodeError
+        if parts.port == 0 or any(c.isspace() or c == "\\" for c in parts.netloc):
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"{url!r} has a host or a port that cannot be") from None
     path = parts.path.rstrip("/")
     if not path.endswith("/v1"):
         path += "/v1"
@@ -126,9 +131,11 @@ class Client:
             ) from None
         except aiohttp.ServerDisconnectedError:
             raise APIConnectionError("the server closed the connection without an answer") from None
+        except aiohttp.ClientHttpProxyError as exc:  # the API's host was not reached
+            raise APIConnectionError(f"the proxy refused the tunnel: HTTP {exc.status} {exc.message}") from None
         except aiohttp.ClientResponseError as exc:  # not HTTP, or HTTP that cannot be parsed
             raise APIResponseError(f"the answer is not valid HTTP: {exc.message}", code="bad_http") from None
-        except (aiohttp.ClientError, OSError, ssl.SSLError) as exc:
+        except (aiohttp.ClientError, OSError, UnicodeError) as exc:  # UnicodeError: a host name with an empty label
             raise APIConnectionError(f"{type(exc).__name__}: {exc}") from None
         finally:
             self.in_flight -= 1
@@ -184,11 +191,11 @@ def read_completion(reply: Reply) -> Completion:
         raise APIResponseError(f"the answer is not a JSON object: {_excerpt(reply.body)}", code="invalid_response")
     choices = answer.get("choices")
     if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
-        error = answer.get("error")
-        said = _text(error.get("message") if isinstance(error, dict) else answer.get("message"))
+        inner = answer.get("error")
+        error = inner if isinstance(inner, dict) else answer
         raise APIResponseError(
-            f"status 200 without choices: {said or _excerpt(reply.body)}",
-            code=_text(error.get("code") if isinstance(error, dict) else None) or "invalid_response",
+            f"status 200 without choices: {_text(error.get('message')) or _excerpt(reply.body)}",
+            code=_text(error.get("code")) or "invalid_response",
         )
     choice = choices[0]
     message = choice.get("message")
@@ -227,7 +234,7 @@ def read_error(reply: Reply) -> APIStatusError:
             message = inner
         message = message or _text(body.get("message")) or _text(body.get("detail"))
         code, kind, param = _text(body.get("code")), _text(body.get("type")), _text(body.get("param"))
-    if message is None:
+    if not message:
         message = _excerpt(reply.body) or "no body"
     error_type = InternalServerError if reply.status >= 500 else _BY_STATUS.get(reply.status, APIStatusError)
     return error_type(
@@ -259,7 +266,9 @@ def _listing(reply: Reply) -> list[dict[str, Any]]:
     try:
         data = orjson.loads(reply.body)["data"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
-        raise APIResponseError(f"not a list of models: {_excerpt(reply.body)}", code="invalid_response") from None
+        data = None
+    if not isinstance(data, list):
+        raise APIResponseError(f"not a list of models: {_excerpt(reply.body)}", code="invalid_response")
     return [item for item in data if isinstance(item, dict) and isinstance(item.get("id"), str)]
 
 

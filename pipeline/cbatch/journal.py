@@ -22,10 +22,11 @@ import os
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,7 +126,11 @@ class RunLock:
                 hint="choose another folder with --output",
             ) from None
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # `is_locked` looks by taking the lock for a few µs: a runner still has it later
+                time.sleep(0.05)
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             holder = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip()
             os.close(self._fd)
@@ -177,6 +182,7 @@ class Journal:
         except OSError as exc:
             raise JournalError(f"{path}: cannot be written: {exc.strerror}", hint="choose another --output") from None
         if version != FORMAT:
+            self._db.close()
             raise JournalError(
                 f"{path}: written by another version of cbatch (format {version}, this one reads {FORMAT})",
                 hint="use that version, or start over in another folder with --output",
@@ -186,7 +192,8 @@ class Journal:
     def _prepare(self, create: bool) -> object:
         if create and not self._db.execute("SELECT 1 FROM sqlite_master WHERE name='meta'").fetchone():
             self._db.executescript(f"BEGIN;{_SCHEMA}INSERT INTO meta VALUES('format',{FORMAT});COMMIT;")
-        return self._db.execute("SELECT v FROM meta WHERE k='format'").fetchone()[0]
+        found = self._db.execute("SELECT v FROM meta WHERE k='format'").fetchone()
+        return found[0] if found else None
 
     def get(self, name: str) -> Any:
         """A meta value, or None."""
@@ -272,7 +279,7 @@ class Writer:
         on_durable: Callable[[list[Record]], None],
         on_error: Callable[[JournalError], None],
     ) -> None:
-        self._path = journal.path
+        self.path = journal.path
         self._next_seq = journal.last_seq() + 1
         self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._on_durable = on_durable
@@ -321,6 +328,10 @@ class Writer:
 
         return self.do(command)
 
+    def clear_bodies(self) -> Future[None]:
+        """Clear what is left to clear of the parts that are visible."""
+        return self.do(lambda db: self._collect(db, everything=True))
+
     def adopt_part(self, part: Part, rows: list[tuple[bytes, int, bytes, bool, int]]) -> Future[None]:
         """Rebuild a lost journal from a published part: (key, sample, digest, ok, attempts) in its order."""
 
@@ -330,13 +341,18 @@ class Writer:
                 "INSERT INTO part(name,state,first_seq,last_seq,sha256) VALUES(?,?,?,?,?)",
                 part.name, VISIBLE, part.first_seq, part.last_seq, part.sha256,
             )  # fmt: skip
-            db.executemany(
-                "INSERT OR REPLACE INTO result VALUES(?,?,?,?,?,?)",
+            added = db.executemany(
+                "INSERT OR IGNORE INTO result VALUES(?,?,?,?,?,?)",
                 (
                     (key, sample, digest, DONE if ok else FAILED, attempts, part.first_seq + place)
                     for place, (key, sample, digest, ok, attempts) in enumerate(rows)
                 ),
-            )
+            ).rowcount
+            if added != len(rows):
+                raise JournalError(
+                    f"{part.name}: {len(rows) - added:,} of its rows are in another part or in the journal too",
+                    hint="is it a copy? move it out of results/",
+                )
 
         self._next_seq = part.last_seq + 1
         self.durable_seq = part.last_seq
@@ -352,7 +368,7 @@ class Writer:
         db: sqlite3.Connection | None = None
         batch: list[Item] = []
         try:
-            db = _open(self._path, write=True)
+            db = _open(self.path, write=True)
             while True:
                 batch = self._next_batch()
                 stopping = None in batch
@@ -365,8 +381,8 @@ class Writer:
                 if stopping:
                     self._collect(db, everything=True)
                     return
-        except sqlite3.Error as exc:
-            self._fail(_journal_error(self._path, exc), batch)
+        except Exception as exc:  # noqa: BLE001 - the edge of a thread: nobody else would learn of it, and all would wait
+            self._fail(_journal_error(self.path, exc), batch)
         finally:
             if db is not None:
                 with suppress(sqlite3.Error):
@@ -390,6 +406,7 @@ class Writer:
         results: list[tuple[object, ...]] = []
         bodies: list[tuple[int, bytes]] = []
         records: list[Record] = []
+        paid = replace(self.paid)
         seq = self._next_seq
         for item in batch:
             if item is None or item[0] != "row":
@@ -401,9 +418,9 @@ class Writer:
                 place = replaces
             state = DONE if record.ok else FAILED
             results.append((record.key, record.sample, record.digest, state, record.attempts, place))
-            bodies.append((place, orjson.dumps(record.row, default=str)))
+            bodies.append((place, _body(record.row)))
             records.append(record)
-            self.paid.add(record.row)
+            paid.add(record.row)
         db.execute("BEGIN IMMEDIATE")
         try:
             if results:
@@ -411,16 +428,17 @@ class Writer:
                     self._collect(db, everything=True)  # or a late slice would take the new body with the old
                 db.executemany("INSERT OR REPLACE INTO result VALUES(?,?,?,?,?,?)", results)
                 db.executemany("INSERT OR REPLACE INTO body VALUES(?,?)", bodies)
-                _execute(db, "INSERT OR REPLACE INTO meta VALUES('paid',?)", orjson.dumps(asdict(self.paid)))
+                _execute(db, "INSERT OR REPLACE INTO meta VALUES('paid',?)", orjson.dumps(asdict(paid)))
             for item in batch:
                 if item is not None and item[0] == "do":
                     item[1](db)
             self._collect(db)
             db.execute("COMMIT")
-        except sqlite3.Error:
+        except BaseException:
             with suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
             raise
+        self.paid = paid
         self._next_seq = seq
         self.durable_seq = seq - 1
         return records
@@ -466,8 +484,19 @@ def _execute(db: sqlite3.Connection, sql: str, *values: object) -> None:
     db.execute(sql, values)
 
 
-def _journal_error(path: Path, exc: sqlite3.Error) -> JournalError:
-    text = str(exc)
+def _body(row: list[Any]) -> bytes:
+    try:
+        return orjson.dumps(row, default=str)
+    except TypeError:  # a lone surrogate, such as half an emoji: it must not cost the row, or the run
+        return orjson.dumps(
+            [v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for v in row], default=str
+        )
+
+
+def _journal_error(path: Path, exc: Exception) -> JournalError:
+    if isinstance(exc, JournalError):
+        return exc
+    text = str(exc) if isinstance(exc, sqlite3.Error) else f"{type(exc).__name__}: {exc}"
     if "full" in text:
         return JournalError(
             f"{path}: the disk is full; every answer that was counted is safe",

@@ -14,7 +14,7 @@ from cbatch.schema import COLUMNS, Completion, Failure, Prompt, Record, Request,
 
 def ratio(tokens: int | None, seconds: float | None) -> float | None:
     """Tokens per second; None where either is unknown or no time passed."""
-    return tokens / seconds if tokens is not None and seconds else None
+    return tokens / seconds if tokens is not None and seconds is not None and seconds > 0 else None
 
 
 def cost_usd(completion: Completion, price: Price | None) -> float | None:
@@ -80,7 +80,7 @@ def record(
         clock.prompt_s if clock else None,
         clock.completion_s if clock else None,
         clock.total_s if clock else None,
-        int(timeline.started_at.timestamp() * 1e6) if timeline.started_at else None,
+        round(timeline.started_at.timestamp() * 1e6) if timeline.started_at else None,
         # Backoff is not waiting for the pacer: the first send ends the wait.
         timeline.first_sent - timeline.ready if timeline.first_sent is not None else None,
         timeline.backoff_s if timeline.attempts else None,

@@ -22,6 +22,7 @@ from cbatch.schema import COLUMNS
 
 GROUP_ROWS = 2_048  # a row group: 2-4 MB of answers
 GROUP_BYTES = 16 << 20  # or this much text, whichever comes first
+PART_COLUMNS = ("id", "model", "sample", "digest", "status", "attempts")  # enough to know which rows a part holds
 
 _TYPES = {
     "string": pa.string(),
@@ -53,12 +54,14 @@ def write_part(rows: Iterable[Sequence[Any]], carried: Mapping[str, str], staged
                     pa.array(values, layout.field(place).type) for place, values in enumerate(zip(*group, strict=True))
                 ]
                 writer.write_table(pa.Table.from_arrays(columns, schema=layout), row_group_size=len(group))
-    except (pa.ArrowException, TypeError, OverflowError) as exc:
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as exc:
         raise OSError(f"a value does not fit its column: {exc}") from exc
     with staged.open("rb") as file:
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    final.parent.mkdir(exist_ok=True)
+    if not final.parent.exists():
+        final.parent.mkdir()
+        fsync_folder(final.parent.parent)
     staged.replace(final)
     fsync_folder(final.parent)
     return digest
@@ -91,11 +94,11 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[list
         raise OSError(f"{path}: not a readable Parquet file: {exc}") from None
 
 
-def columns_of(path: Path) -> list[str]:
-    """The names of a part's columns. Raises OSError if it is not a Parquet file."""
+def is_part(path: Path) -> bool:
+    """Whether a Parquet file has the columns of a part. Raises OSError if it is not a Parquet file."""
     try:
-        return list(pq.read_schema(path).names)
-    except pa.ArrowInvalid as exc:
+        return set(PART_COLUMNS) <= set(pq.read_schema(path).names)
+    except pa.ArrowException as exc:
         raise OSError(f"not a Parquet file: {exc}") from None
 
 

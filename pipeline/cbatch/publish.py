@@ -12,15 +12,16 @@ range. So at every moment each prompt has at most one row in results/.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from cbatch.errors import JournalError
 from cbatch.journal import PLANNED, VISIBLE, Journal, Part, Writer, key_of
-from cbatch.parquet import columns_of, read_rows, sha256, types_of, write_part
+from cbatch.parquet import PART_COLUMNS, is_part, read_rows, sha256, types_of, write_part
 
 
 class Publisher:
@@ -33,30 +34,45 @@ class Publisher:
         self._writer = writer
         self._carried = carried
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="parts")
-        self._running: Future[None] | None = None
+        self._running: list[Future[None]] = []
 
     def recover(self) -> None:
-        """P0: finish the parts that were planned and never became visible; clear what was staged."""
-        shutil.rmtree(self._staging, ignore_errors=True)
+        """P0: finish the parts that were planned and never became visible; clear what was staged.
+
+        Raises JournalError if a visible part is no longer there: its rows are known, so they would
+        be neither in results/ nor sent again.
+        """
         for part in self._journal.parts():
+            # By name: with `--output .` there may be a staging/ that is not ours.
+            (self._staging / part.name).unlink(missing_ok=True)
             if part.state == PLANNED:
                 self._finish(part, self._journal)
+            elif not (self._results / part.name).is_file():
+                raise JournalError(
+                    f"{self._results / part.name}: missing, and {part.rows:,} answered rows with it",
+                    hint="put it back, or move the journal files away: then its rows, and rows in no part yet, "
+                    "are sent again",
+                )
 
     def cut(self, first_seq: int, last_seq: int) -> None:
         """Start making a part of the rows in a range; errors arrive at `close`, or at the next `cut`."""
         self._raise_if_failed()
-        self._running = self._thread.submit(self.cut_now, first_seq, last_seq)
+        self._running.append(self._thread.submit(self.cut_now, first_seq, last_seq))
 
     def _raise_if_failed(self) -> None:
-        if self._running is not None and self._running.done():
-            self._running.result()
+        # In order: a later cut may have succeeded, and must not hide that an earlier one did not.
+        while self._running and self._running[0].done():
+            self._running.pop(0).result()
 
     def cut_now(self, first_seq: int, last_seq: int) -> None:
         """Make a part of the rows in a range, and wait for it. Raises JournalError."""
         journal = self._journal.reader()
         try:
-            number = len(journal.parts())
-            self._writer.plan_part(f"part-{number:05d}.parquet", first_seq, last_seq).result()
+            parts = journal.parts()
+            # Not just the number of parts: after a rebuild, part 3 may be the only one there is.
+            taken = {part.name for part in parts}
+            name = next(name for n in count(len(parts)) if (name := f"part-{n:05d}.parquet") not in taken)
+            self._writer.plan_part(name, first_seq, last_seq).result()
             self._finish(journal.parts()[-1], journal)
         finally:
             journal.close()
@@ -72,9 +88,13 @@ class Publisher:
         self._thread.shutdown(wait=True)
         self._raise_if_failed()
         self.cut_unplaced()
+        # Bodies of parts just made are still being cleared; only what remains after that was run again.
+        self._writer.clear_bodies().result()
         for part in self._journal.parts():
-            if part.state == VISIBLE and self._journal.count_bodies(part.first_seq, part.last_seq):
+            if self._journal.count_bodies(part.first_seq, part.last_seq):
                 self._finish(part, self._journal)
+        with suppress(OSError):
+            self._staging.rmdir()
 
     def close(self) -> None:
         """Wait for the part being made, and forget the rest: the next start makes it."""
@@ -93,43 +113,52 @@ class Publisher:
 
     def _rows(self, part: Part, journal: Journal) -> Iterator[list[Any]]:
         bodies = journal.bodies(part.first_seq, part.last_seq)
-        if part.state == PLANNED:
-            yield from (row for _, row in bodies)
-            return
+        old = iter(()) if part.state == PLANNED else read_rows(self._results / part.name)
         newer = next(bodies, None)
-        for seq, row in enumerate(read_rows(self._results / part.name), part.first_seq):
+        for seq in range(part.first_seq, part.last_seq + 1):
+            row = next(old, None)
             if newer is not None and newer[0] == seq:
-                yield newer[1]
-                newer = next(bodies, None)
-            else:
-                yield row
+                row, newer = newer[1], next(bodies, None)
+            if row is None:  # published like this, every later row would stand in the wrong place
+                raise JournalError(
+                    f"{self._results / part.name}: row {seq - part.first_seq + 1:,} of {part.rows:,} is missing",
+                    hint="the part was changed by something else: put it back as it was",
+                )
+            yield row
 
 
 def rebuild(folder: Path, writer: Writer) -> int:
-    """Learn the known rows from the parts in results/ when the journal is lost; returns how many.
+    """Learn the known rows from the parts in results/ that the journal does not name; returns how many.
 
-    Raises JournalError if a file there is no part of ours.
+    Without a loss there are none: a part is planned before it is published. After one it may be all
+    of them, or the rest, if an earlier rebuild was killed. Raises JournalError if a file there is no
+    part of ours.
     """
-    paths = sorted((folder / "results").glob("*"))
-    seq = 1
-    for number, path in enumerate(paths):
-        wanted = ["id", "model", "sample", "digest", "status", "attempts"]
+    journal = Journal(writer.path)
+    parts = journal.parts()
+    last = journal.last_seq()
+    journal.close()
+    named = {part.name for part in parts}
+    learnt = 0
+    for path in sorted((folder / "results").glob("*.parquet")):
+        if path.name in named:
+            continue
         try:
-            if not set(wanted) <= set(columns_of(path)):
+            if not is_part(path):
                 raise OSError("not a part of a cbatch run")
             rows = [
                 (key_of(row[0], row[1]), row[2], bytes.fromhex(row[3] or ""), row[4] == "ok", row[5] or 0)
-                for row in read_rows(path, wanted)
+                for row in read_rows(path, PART_COLUMNS)
             ]
         except OSError as exc:
             raise JournalError(
                 f"{path}: {exc}",
                 hint="results/ must hold nothing but parts; choose another --output, or move it away",
             ) from None
-        part = Part(number + 1, path.name, VISIBLE, seq, seq + len(rows) - 1, sha256(path))
-        writer.adopt_part(part, rows).result()
-        seq += len(rows)
-    return seq - 1
+        writer.adopt_part(Part(0, path.name, VISIBLE, last + 1, last + len(rows), sha256(path)), rows).result()
+        last += len(rows)
+        learnt += len(rows)
+    return learnt
 
 
 def carried_types(folder: Path) -> dict[str, str] | None:

@@ -84,7 +84,7 @@ def decide(
     status = error.status if isinstance(error, APIStatusError) else None
     if status in STOP_HINTS:
         return StopRun(str(error), STOP_HINTS[status])
-    should = headers.get("x-should-retry", "").lower()
+    should = headers.get("x-should-retry", "").strip().lower()
     if should == "false" or (should != "true" and not _is_transient(error)):
         return GiveUp("the server says that a retry cannot help" if should == "false" else "a retry cannot help")
     quota = isinstance(error, RateLimitError) and error.code != "queue_exceeded"
@@ -93,14 +93,12 @@ def decide(
         return GiveUp(f"failed {counted} times")
     backoff = min(FIRST_BACKOFF_S * 2 ** min(counted - 1, 16), MAX_BACKOFF_S) * (1 - JITTER * rng.random())
     stated = stated_wait_s(headers, now)
-    if stated is None and quota:
-        # Reset headers are an upper bound (they count down to the wall-clock minute): never wait longer than they say.
-        reset = reset_s(headers)
-        stated = min(backoff, reset) if reset is not None else None
     if stated is not None and stated > max_wait_s:
         return GiveUp(f"the server asks to wait {stated:,.0f} s, more than retry.max_wait_s ({max_wait_s:g})")
-    wait = stated if stated is not None else min(backoff, max_wait_s)
-    return RetryAfter(max(wait, 0.0), _reason(error), hold=quota, counts=counts)
+    # Reset headers are an upper bound (they count down to the wall-clock minute): never wait longer than they say.
+    # A wait of 0 is one that was rounded down: obeyed, all attempts would be used up within the same second.
+    bounds = (backoff, max_wait_s, (reset_s(headers) if quota else None) or math.inf)
+    return RetryAfter(stated or min(bounds), _reason(error), hold=quota, counts=counts)
 
 
 def _is_transient(error: APIError) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import orjson
 
 from cbatch.errors import JournalError
-from cbatch.parquet import fsync_folder
+from cbatch.parquet import fsync_folder, is_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +79,20 @@ class RunDir:
             ) from None
 
     def clear(self) -> None:
-        """Start over: delete what a run wrote here, and nothing else."""
+        """Start over: delete what a run wrote here, and nothing else.
+
+        Raises JournalError, before anything is deleted, if results/ holds something else.
+        """
         for path in self.parts:
-            path.unlink()
+            try:
+                ours = is_part(path)
+            except OSError:
+                ours = False
+            if not ours:
+                raise JournalError(f"{path}: not a part of a cbatch run, so not deleted", hint="move it away")
+        # The journal first: killed in between, it must not know rows whose part is gone.
         for suffix in ("", "-wal", "-shm"):
             Path(f"{self.journal}{suffix}").unlink(missing_ok=True)
+        for path in (*self.parts, *(self.path / "staging").glob("part-*.parquet")):
+            path.unlink()
         self.info_file.unlink(missing_ok=True)
-        shutil.rmtree(self.path / "staging", ignore_errors=True)

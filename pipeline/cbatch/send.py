@@ -100,6 +100,7 @@ async def send(request: Request, sender: Sender, timeline: Timeline) -> tuple[Co
             if cut or reasks == sender.policy.reask or sender.draining():
                 return Failure(kind="invalid_output", message=problem, completion=completion, http_status=200), paid
             reasks += 1
+            counted -= 1  # it was answered: `reask` limits these, `attempts` the failures
             activity.retries += 1
             body = _ask_again(request.body, completion, problem)
             continue
