@@ -8,8 +8,11 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import aiohttp
 import pytest
+from aioresponses import aioresponses
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"  # real prompt sets, where they are at hand
 
@@ -26,7 +29,11 @@ def _no_outside_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: Any) -> None:
-        if isinstance(address, tuple) and not str(address[0]).startswith("127.") and address[0] not in ("::1", "localhost"):
+        if (
+            isinstance(address, tuple)
+            and not str(address[0]).startswith("127.")
+            and address[0] not in ("::1", "localhost")
+        ):
             raise AssertionError(f"a test tried to reach {address}")
         connect(self, address)
 
@@ -56,14 +63,28 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 @pytest.fixture
-def virtual() -> Iterator[Callable[[Any], Any]]:
+def virtual() -> Callable[[Any], Any]:
     """`virtual(coroutine)` runs it to its end on a VirtualLoop."""
 
     def run(main: Any) -> Any:
         with asyncio.Runner(loop_factory=VirtualLoop) as runner:
             return runner.run(main)
 
-    yield run
+    return run
+
+
+@pytest.fixture
+def http(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:
+    """Answers and errors of the HTTP library without a socket; for the error shapes of the client only."""
+
+    class Response(aiohttp.ClientResponse):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            # aiohttp 3.14 requires it, and aioresponses 0.7.9 does not know (aioresponses#289).
+            super().__init__(*args, stream_writer=Mock(output_size=0), **kwargs)
+
+    monkeypatch.setattr("aioresponses.core.ClientResponse", Response)
+    with aioresponses() as mocked:
+        yield mocked
 
 
 @pytest.fixture

@@ -16,11 +16,12 @@ class AnswerCheck:
 
     def __init__(self, schema: dict[str, Any]) -> None:
         import jsonschema  # 60 ms, and only jobs with a response_format need it
-        from jsonschema_specifications import REGISTRY  # given, so that a $ref to elsewhere is never downloaded
+        from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
         from referencing.exceptions import Unresolvable
 
+        # A registry is given so that a $ref to elsewhere is an error and not a download in mid-run.
         self._validator = jsonschema.validators.validator_for(schema)(schema, registry=REGISTRY)
-        # What a schema that is valid as such may still do when it is applied.
+        # What a schema that is valid as such may still raise when it is applied.
         self._unusable = (Unresolvable, re.error)
 
     def __call__(self, completion: Completion) -> str | None:
@@ -32,9 +33,13 @@ class AnswerCheck:
             return None
         completion.valid = False
         try:
-            completion.parsed = orjson.loads(completion.text or "")
+            parsed = orjson.loads(completion.text or "")
+            orjson.dumps(parsed)  # reads 1,024 levels and writes 254: what cannot be stored is no answer
         except orjson.JSONDecodeError as exc:
             return f"not valid JSON: {exc.msg} at character {exc.pos}" if completion.text else "the answer is empty"
+        except TypeError:
+            return "nested too deeply to be stored"
+        completion.parsed = parsed
         try:
             error = next(self._validator.iter_errors(completion.parsed), None)
         except RecursionError:

@@ -36,6 +36,7 @@ from cbatch.errors import (
 from cbatch.schema import Completion, TimeInfo, Usage
 
 DEFAULT_BASE_URL = "https://api.cerebras.ai"
+MESSAGE_CHARS = 2_000  # of a server's message that a row keeps
 EXCERPT = 200  # characters of an unexpected body that a message quotes
 
 _BY_STATUS: dict[int, type[APIStatusError]] = {
@@ -102,7 +103,7 @@ class Client:
         self._chat = URL(endpoint.base_url + "/chat/completions")
         self._public = URL(endpoint.base_url.removesuffix("/v1") + "/public/v1/models")
         self._models = URL(endpoint.base_url + "/models")
-        self.in_flight = 0  # requests on the wire now
+        self._key_bytes = endpoint.key.encode() if endpoint.key else None
 
     async def complete(self, body: bytes) -> Completion:
         """Send one chat completion request. Raises APIError."""
@@ -118,11 +119,13 @@ class Client:
         return _listing(await self._exchange(hdrs.METH_GET, self._public))
 
     async def _exchange(self, method: str, url: URL, body: bytes | None = None) -> Reply:
-        self.in_flight += 1
         try:
             # A redirect is not followed: it would carry the key to another host.
             async with self._session.request(method, url, data=body, allow_redirects=False) as response:
-                return Reply(response.status, response.headers, await response.read())
+                answer = await response.read()
+            if response.status != 200 and self._key_bytes is not None:  # messages are kept: a key never is
+                answer = answer.replace(self._key_bytes, b"(key removed)")
+            return Reply(response.status, response.headers, answer)
         except TimeoutError as exc:
             raise APITimeoutError(_timeout_words(exc, self.endpoint)) from None
         except aiohttp.ClientPayloadError as exc:
@@ -135,10 +138,11 @@ class Client:
             raise APIConnectionError(f"the proxy refused the tunnel: HTTP {exc.status} {exc.message}") from None
         except aiohttp.ClientResponseError as exc:  # not HTTP, or HTTP that cannot be parsed
             raise APIResponseError(f"the answer is not valid HTTP: {exc.message}", code="bad_http") from None
+        except aiohttp.ClientConnectorError as exc:
+            why = exc.os_error.strerror or str(exc.os_error) or type(exc.os_error).__name__
+            raise APIConnectionError(f"cannot connect to {exc.host}:{exc.port}: {why}") from None
         except (aiohttp.ClientError, OSError, UnicodeError) as exc:  # UnicodeError: a host name with an empty label
             raise APIConnectionError(f"{type(exc).__name__}: {exc}") from None
-        finally:
-            self.in_flight -= 1
 
 
 @asynccontextmanager
@@ -202,6 +206,10 @@ def read_completion(reply: Reply) -> Completion:
     if not isinstance(message, dict):
         raise APIResponseError(f"a choice without a message: {_excerpt(reply.body)}", code="invalid_response")
     calls = message.get("tool_calls")
+    try:
+        orjson.dumps(calls)  # reads 1,024 levels and writes 254: better one row failed than a run that cannot store it
+    except TypeError:
+        raise APIResponseError("tool calls nested too deeply to be stored", code="invalid_response") from None
     return Completion(
         text=_text(message.get("content")),
         reasoning=_text(message.get("reasoning")) or _text(message.get("reasoning_content")),
@@ -236,6 +244,7 @@ def read_error(reply: Reply) -> APIStatusError:
         code, kind, param = _text(body.get("code")), _text(body.get("type")), _text(body.get("param"))
     if not message:
         message = _excerpt(reply.body) or "no body"
+    message = message[:MESSAGE_CHARS]
     error_type = InternalServerError if reply.status >= 500 else _BY_STATUS.get(reply.status, APIStatusError)
     return error_type(
         f"HTTP {reply.status}: {message}",

@@ -106,16 +106,14 @@ class Run:
 
     async def _execute(self, source: Source, survey: Survey) -> Summary:
         job, folder, progress = self.job, self.folder, self.progress
-        lost = not folder.journal.exists() and bool(folder.parts)
         journal = Journal(folder.journal, create=True)
         writer = Writer(journal, on_durable=self._on_durable, on_error=self._on_writer_error)
         self._journal, self._writer = journal, writer
         self._carry = survey.carry_types
         publisher = self._publisher = Publisher(folder.path, journal, writer, self._carry)
         try:
-            if lost:
-                rows = await asyncio.to_thread(rebuild, folder.path, writer)
-                self._warn(f"{folder.journal.name} was missing: {rows:,} known rows were read from results/")
+            if adopted := await asyncio.to_thread(rebuild, folder.path, writer):
+                self._warn(f"{folder.journal.name} did not know {adopted:,} rows: they were read from results/")
             self._check_carry_types()
             await asyncio.to_thread(publisher.recover)
             progress.total = survey.rows * len(job.model) * job.samples
@@ -170,7 +168,7 @@ class Run:
         job = self.job
         self._places = asyncio.Semaphore(job.bound())
         async with self._connect() as api:
-            self._writer.set("unknown_at_most", job.bound()).result()
+            self._writer.set("unknown_at_most", max(job.bound(), self._paid_twice)).result()
             senders = [self._sender(model, api) for model in job.model]
             self.progress.waiting_for = lambda: next((w for s in senders if (w := s.gate.waiting_for)), None)
             opening = AsyncLimiter(HANDSHAKES_PER_S / 10, 0.1) if api.endpoint.base_url.startswith("https:") else None
@@ -365,13 +363,14 @@ class Run:
                 await asyncio.wrap_future(self._writer.do(lambda db: None))
                 await asyncio.sleep(0)  # the counts of the last commit were called soon, before this
                 await asyncio.to_thread(self._publisher.finish)
+                for pending in self._pending:  # known rows that were not looked at yet are done all the same
+                    await asyncio.to_thread(pending.exhaust)
                 complete = self.progress.done + self.progress.failed == self.progress.total
                 if complete and self._options.limit is None:
                     self._resume.settle(self._writer, survey, self._endpoint)
-                elif self.progress.draining and self._options.limit is None:
-                    # Known rows that were not looked at yet are done all the same.
-                    self.progress.done, self.progress.failed = self._journal.counts()
-                self._writer.set("unknown_at_most", self._cut_off).result()
+                # What an earlier session may have paid for is still unknown while rows are left.
+                unknown = self._cut_off if complete else max(self._cut_off, self._paid_twice)
+                self._writer.set("unknown_at_most", unknown).result()
             except JournalError as exc:
                 self._error = self._error or exc
         return self._summary()
@@ -407,6 +406,7 @@ class Run:
             cost_usd=None if paid.answers and paid.unpriced == paid.answers else paid.cost_usd,
             unpriced=paid.unpriced,
             paid_twice_at_most=self._paid_twice,
+            workers=min(self.job.limits.concurrency, progress.total),
             pace_wait_s=activity.pace_wait_s,
             backoff_s=activity.backoff_s,
             errors=progress.errors,
@@ -474,6 +474,11 @@ class _Peekable:
         except StopIteration:
             self._ended = True
             return None
+
+    def exhaust(self) -> None:
+        """Look at what is left without sending it, for the counts."""
+        for _ in self._works:
+            pass
 
     async def is_empty(self) -> bool:
         """Whether nothing is left; lets the loop breathe while it skips known rows."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -15,9 +16,9 @@ from cbatch import catalog
 DEFAULT_CONCURRENCY = 32  # 1,000 requests/min at 0.3 s an answer need 5; the rest is room for long answers
 LATER = "comes in a later release of cbatch"
 
-COUNT = re.compile(r"(\d[\d_]*(?:\.\d+)?)\s*([kKmM]?)")
-FAIL_IF = re.compile(r"\s*errors\s*>\s*(\d+(?:\.\d+)?)\s*(%?)\s*")
-_SHARD = re.compile(r"(\d+)/(\d+)")
+COUNT = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)\s*([kKmM]?)")
+FAIL_IF = re.compile(r"\s*errors\s*>\s*([0-9]{1,15}(?:\.[0-9]+)?)\s*(%?)\s*")
+_SHARD = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]+://")
 
@@ -27,27 +28,30 @@ def _count(value: object) -> object:
     if isinstance(value, str):
         if not (match := COUNT.fullmatch(value.strip())):
             raise ValueError("not a number; accepted: 1000, 300K, 1M")
-        number = float(match[1].replace("_", "")) * {"": 1, "k": 1e3, "m": 1e6}[match[2].lower()]
-        if number != int(number):
+        number = Decimal(match[1].replace("_", "")) * {"": 1, "k": 1_000, "m": 1_000_000}[match[2].lower()]
+        if number != number.to_integral_value():
             raise ValueError("not a whole number")
         return int(number)
-    return value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Count = Annotated[int, BeforeValidator(_count), Field(ge=1)]
+Count = Annotated[int, BeforeValidator(_count), Field(ge=1, le=10**15)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
 class Part(BaseModel):
-    """One mapping of job.yaml: frozen, strict about types, unknown keys are errors."""
+    """One mapping of job.yaml: frozen, strict about types, unknown keys are errors.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    A check that concerns one key starts its message with that key and a colon: it is told with its line.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Input(Part):
     """Which rows to read; paths are absolute or relative to the job file."""
 
-    path: Annotated[list[str], Field(min_length=1)]
+    path: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
     format: Literal["auto", "jsonl", "json", "csv", "parquet"] = "auto"
     id: str | None = None
     limit: Count | None = None
@@ -69,7 +73,7 @@ class Input(Part):
     def _check(self) -> Input:
         for path in self.path:
             if _REMOTE.match(path):
-                raise ValueError(f"{path}: reading from remote storage {LATER}; copy the file here")
+                raise ValueError(f"path: {path}: reading from remote storage {LATER}; copy the file here")
         if self.shard is not None:
             match = _SHARD.fullmatch(self.shard)
             if not match or not 1 <= int(match[1]) <= int(match[2]):
@@ -146,11 +150,13 @@ class Params(Part):
     def _refused(cls, value: object) -> object:
         if isinstance(value, dict):
             if "n" in value:
-                raise ValueError("n is not accepted: every answer needs its own row, so use `samples: N`")
-            if "model" in value or "messages" in value:
-                raise ValueError("model and messages are keys of the job, not of params")
+                raise ValueError("n: not accepted, for every answer needs its own row; use `samples: N`")
+            if "model" in value:
+                raise ValueError("model: a key of the job, not of params")
+            if "messages" in value:
+                raise ValueError("messages: they are made from `prompt`, so not a key of params")
             if value.get("max_tokens") and value.get("max_completion_tokens"):
-                raise ValueError("max_tokens is the old name of max_completion_tokens; give one of them")
+                raise ValueError("max_tokens: the old name of max_completion_tokens; give one of them")
         return value
 
     def body(self) -> dict[str, Any]:
@@ -251,7 +257,7 @@ class FailIf(Part):
 class Job(Part):
     """A whole job, every default filled in."""
 
-    name: Annotated[str, Field(min_length=1, pattern=r"^[^/\x00-\x1f]+$")]
+    name: Annotated[str, Field(pattern=r"^[^/\x00-\x1f]+$")]
     model: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
     input: Input
     prompt: PromptSpec
@@ -279,9 +285,15 @@ class Job(Part):
             raise ValueError("model: the same model twice; use `samples: N` for more answers per prompt")
         if self.endpoint not in ("cerebras", "sim") and not re.match(r"https?://[^/\s]+", self.endpoint):
             raise ValueError(f"endpoint: {self.endpoint!r} is not cerebras, sim, or a http:// or https:// URL")
+        if self.name in (".", ".."):
+            raise ValueError(f"name: {self.name!r} is a folder, not a name")
+        if not self.output or any(ord(c) < 32 for c in self.output):
+            raise ValueError(f"output: {self.output!r} cannot be a folder")
         for found in _PLACEHOLDER.findall(self.output):
             if found not in ("date", "time", "model", "name"):
                 raise ValueError(f"output: {{{found}}} is unknown; accepted: {{date}} {{time}} {{model}} {{name}}")
+        if any(brace in _PLACEHOLDER.sub("", self.output) for brace in "{}"):
+            raise ValueError(f"output: {self.output!r} has a brace without its partner")
         for model in self.model:
             known = catalog.card(model)
             if self.limits.tier and not known and not (self.limits.rpm and self.limits.tpm):

@@ -49,7 +49,8 @@ def record(
     usage = answer.usage if answer else None
     clock = answer.time_info if answer else None
     sent, done = timeline.sent, timeline.done
-    latency_s = done - sent if answer and sent is not None and done is not None else None
+    # A re-asked prompt may end without an answer: then `done` is of the attempt before.
+    latency_s = done - sent if answer and sent is not None and done is not None and done >= sent else None
     completion_tokens = usage.completion_tokens if usage else None
     digest = request.digest if request else b""
     row = [

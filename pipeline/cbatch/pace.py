@@ -69,6 +69,7 @@ class Pacer:
         self._reserved -= reserve_tokens
         if used is None:
             return
+        used = min(used, 2 * reserve_tokens)  # a server that lies must not stop the run for ever
         self._tokens_at += (used - charged) * self._token_s
         if used and reserve_tokens:
             share = min(1.0, used / reserve_tokens)

@@ -7,12 +7,13 @@ that the row does not have is an error of that row, never an empty string.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jinja2
 import orjson
-from jinja2.sandbox import SandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from cbatch import catalog
 from cbatch.errors import JobError
@@ -40,8 +41,28 @@ class RenderError(Exception):
     """This row cannot become a request; the message says why."""
 
 
-def _environment() -> SandboxedEnvironment:
-    return SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Immutable, because a row is rendered once for every model and sample."""
+    environment = ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=_printable
+    )
+    environment.filters["tojson"] = _tojson
+    # The same row must give the same request, or a resumed run would take it for edited.
+    del environment.filters["random"], environment.globals["lipsum"]
+    return environment
+
+
+def _printable(value: Any) -> Any:
+    """Refuse what prints as `<built-in method items of dict object at 0x7f…>`, such as {{ order.items }}."""
+    if isinstance(value, Iterator) or (callable(value) and not isinstance(value, jinja2.Undefined)):
+        kind = "an iterator" if isinstance(value, Iterator) else "a function"
+        raise TypeError(f"{kind} is not text: write order['items'] for a column, f() for a call, x | list for a list")
+    return value
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    """Plain JSON: jinja's own escapes < > & and ' for HTML pages."""
+    return json.dumps(value, ensure_ascii=False, indent=indent, default=str)
 
 
 def condition(text: str) -> Callable[[Mapping[str, Any]], bool]:
@@ -51,15 +72,15 @@ def condition(text: str) -> Callable[[Mapping[str, Any]], bool]:
     """
     try:
         expression = _environment().compile_expression(text, undefined_to_none=False)
-    except jinja2.TemplateSyntaxError as exc:
+    except (*_TEMPLATE_ERRORS, SyntaxError) as exc:
         raise JobError(
-            f"input.where: {text!r} is not an expression: {exc.message}",
+            f"input.where: {text!r} is not an expression: {_reason(exc)}",
             hint="for example: difficulty > 3 and lang == 'en'",
         ) from None
 
     def holds(fields: Mapping[str, Any]) -> bool:
         try:
-            value = expression(**fields)
+            value = expression(fields)
             if isinstance(value, jinja2.Undefined):
                 raise jinja2.UndefinedError(f"{text!r} is undefined for this row")
             return bool(value)
@@ -82,7 +103,10 @@ class Renderer:
         # form; what stands before and after the messages never changes and is encoded once. Inside a
         # parameter the user's key order is kept: answers follow the order of a schema's properties.
         body = {**self._params, "model": model, "messages": None}
-        before, after = orjson.dumps(dict(sorted(body.items()))).split(b'"messages":null', 1)
+        try:
+            before, after = orjson.dumps(dict(sorted(body.items()))).split(b'"messages":null', 1)
+        except TypeError as exc:
+            raise JobError(f"params: cannot be sent as JSON: {exc}") from None
         self._before, self._after = before + b'"messages":', after
         self._before_hash = hashlib.sha256(self._before)
         self._static_tokens = (len(before) + len(after)) // BYTES_PER_TOKEN + PREAMBLE_TOKENS
@@ -98,7 +122,7 @@ class Renderer:
             return self._raw(_column(fields, self._spec.body, dict))
         try:
             if self._spec.messages is not None:
-                messages = _column(fields, self._spec.messages, list)
+                messages = _without_nulls(_column(fields, self._spec.messages, list))
                 if self._system is not None:
                     messages = [{"content": self._system(fields), "role": "system"}, *messages]
             else:
@@ -107,8 +131,7 @@ class Renderer:
                 if self._system is not None:
                     messages.insert(0, {"content": self._system(fields), "role": "system"})
         except jinja2.UndefinedError as exc:
-            columns = ", ".join(list(fields)[:20])
-            raise RenderError(f"{exc.message}; the row has: {columns}") from None
+            raise RenderError(f"{exc.message}; the row has: {_columns(fields)}") from None
         except _TEMPLATE_ERRORS as exc:
             raise RenderError(f"the template failed: {type(exc).__name__}: {exc}") from None
         encoded = _encode(messages)
@@ -127,8 +150,15 @@ class Renderer:
     def _raw(self, row_body: dict[str, Any]) -> Request:
         # The job's model wins, because the job decides which models a row goes to.
         body = {**self._params, **row_body, "model": self._model}
-        if "messages" not in body:
+        for name, twin in (("max_tokens", "max_completion_tokens"), ("max_completion_tokens", "max_tokens")):
+            if name in row_body and twin not in row_body:
+                body.pop(twin, None)  # two names of one limit: the row's wins
+        if not body.get("messages"):
             raise RenderError("the body has no messages")
+        if body.get("n") not in (None, 1):
+            raise RenderError(
+                "the body asks for more than one answer; use `samples: N`, every answer needs its own row"
+            )
         if body.pop("stream", False):
             raise RenderError("the body asks for a stream; streaming comes in a later release of cbatch")
         encoded = _encode(body)
@@ -152,13 +182,34 @@ def _template(text: str | None, place: str) -> Callable[[Mapping[str, Any]], str
     try:
         return _environment().from_string(text).render
     except jinja2.TemplateSyntaxError as exc:
-        raise JobError(f"{place}: line {exc.lineno} of the template: {exc.message}") from None
+        raise JobError(f"{place}: line {exc.lineno} of the template: {_reason(exc)}") from None
+    except (*_TEMPLATE_ERRORS, SyntaxError) as exc:
+        raise JobError(f"{place}: the template cannot be read: {_reason(exc)}") from None
+
+
+def _reason(exc: BaseException) -> str:
+    """Why a template does not parse."""
+    if isinstance(exc, RecursionError):
+        return "nested too deeply"
+    text = getattr(exc, "message", None) or getattr(exc, "msg", None) or str(exc)
+    return str(text).rstrip(".")
+
+
+def _columns(fields: Mapping[str, Any]) -> str:
+    return ", ".join(list(fields)[:20]) or "no columns"
+
+
+def _without_nulls(value: Any) -> Any:
+    """Messages as JSON Lines have them: Parquet fills in every key that any message has, and servers refuse nulls."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _column(fields: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
     """The list or dict in a column, which may also hold it as JSON text."""
     if name not in fields:
-        raise RenderError(f"column {name!r} is missing; the row has: {', '.join(list(fields)[:20])}")
+        raise RenderError(f"column {name!r} is missing; the row has: {_columns(fields)}")
     value = fields[name]
     if isinstance(value, str):
         try:
@@ -166,15 +217,16 @@ def _column(fields: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
         except orjson.JSONDecodeError as exc:
             raise RenderError(f"column {name!r} is not valid JSON: {exc}") from None
     if not isinstance(value, kind) or not value:
-        wanted = "a non-empty list of messages" if kind is list else "a request body"
-        raise RenderError(f"column {name!r} is not {wanted}; read a {type(value).__name__}")
-    if kind is list and not all(isinstance(message, dict) for message in value):
+        wanted = "a list of messages" if kind is list else "a request body"
+        read = f"an empty {kind.__name__}" if isinstance(value, kind) else f"{type(value).__name__}"
+        raise RenderError(f"column {name!r} is not {wanted}; read {read}")
+    if kind is list and not all(isinstance(message, dict) and "role" in message for message in value):
         raise RenderError(f"column {name!r}: every message must be a mapping with role and content")
     return value
 
 
 def _encode(value: Any) -> bytes:
     try:
-        return orjson.dumps(value)
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS if isinstance(value, list) else None)
     except TypeError as exc:  # lone surrogates; values JSON has no form for
         raise RenderError(f"the request cannot be written as JSON: {exc}") from None

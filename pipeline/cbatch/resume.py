@@ -44,6 +44,7 @@ class Resume:
         self._check_digests = False
         self.known_before = sum(journal.counts())
         self.known_seen = 0
+        self.orphaned = journal.get("orphaned") or 0  # known rows that come from no prompt of this input
 
     @property
     def may_replace(self) -> bool:
@@ -74,6 +75,7 @@ class Resume:
             if found is not None:
                 known += 1
                 changed += found.ok and self._digest(prompt) != found.digest
+        self.orphaned = self.known_before - known
         if not known:
             raise JobError(
                 f"{folder}: belongs to another job: none of its {self.known_before:,} rows comes from this input",
@@ -110,7 +112,12 @@ class Resume:
 
     def settle(self, writer: Writer, survey: Survey, endpoint: str) -> None:
         """Remember what the rows of this folder were made from."""
-        for name, value in (("recipe", self._recipe()), ("source", survey.fingerprint), ("endpoint", endpoint)):
+        for name, value in (
+            ("recipe", self._recipe()),
+            ("source", survey.fingerprint),
+            ("endpoint", endpoint),
+            ("orphaned", self.known_before - self.known_seen),
+        ):
             writer.set(name, value).result()
 
     def _recipe(self) -> str:

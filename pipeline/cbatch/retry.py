@@ -26,6 +26,7 @@ from cbatch.errors import (
 from cbatch.schema import ErrorKind
 
 FIRST_BACKOFF_S = 0.5  # the official SDK's first delay
+FIRST_QUOTA_BACKOFF_S = 3.0  # 3 + 6 + 12 + 24 + 48 s, less jitter: longer than a minute's window
 MAX_BACKOFF_S = 30.0  # past this, waiting longer no longer helps the server
 JITTER = 0.25  # of the delay, downwards, so that a crowd does not come back as one
 
@@ -90,8 +91,10 @@ def decide(
     quota = isinstance(error, RateLimitError) and error.code != "queue_exceeded"
     counts = not (quota and others_succeed)
     if counts and counted >= attempts:
-        return GiveUp(f"failed {counted} times")
-    backoff = min(FIRST_BACKOFF_S * 2 ** min(counted - 1, 16), MAX_BACKOFF_S) * (1 - JITTER * rng.random())
+        return GiveUp("failed once" if counted == 1 else f"failed {counted} times")
+    # Nobody gets through: the account's minute is used up, and six attempts must outlast it.
+    first, longest = (FIRST_QUOTA_BACKOFF_S, 60.0) if quota and counts else (FIRST_BACKOFF_S, MAX_BACKOFF_S)
+    backoff = min(first * 2 ** min(counted - 1, 16), longest) * (1 - JITTER * rng.random())
     stated = stated_wait_s(headers, now)
     if stated is not None and stated > max_wait_s:
         return GiveUp(f"the server asks to wait {stated:,.0f} s, more than retry.max_wait_s ({max_wait_s:g})")

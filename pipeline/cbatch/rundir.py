@@ -75,7 +75,7 @@ class RunDir:
         except OSError as exc:
             raise JournalError(
                 f"{self.info_file}: cannot be written: {exc.strerror}",
-                hint="every answer that was counted is safe",
+                hint="every answer that was counted is safe; free some space, then run the same line again",
             ) from None
 
     def clear(self) -> None:

@@ -111,7 +111,9 @@ async def send(request: Request, sender: Sender, timeline: Timeline) -> tuple[Co
         if isinstance(decision, retry.StopRun):
             raise RunStopped(decision.because, hint=decision.hint) from error
         if isinstance(decision, retry.GiveUp):
-            return _failure(error, decision.because), paid
+            failure = _failure(error, decision.because)
+            failure.completion = paid[-1] if paid else None  # re-asked, then lost: what was paid for is kept
+            return failure, paid
         if sender.draining():
             raise asyncio.CancelledError
         if not decision.counts:

@@ -74,7 +74,8 @@ class Summary:
     cost_usd: float | None
     unpriced: int
     paid_twice_at_most: int
-    pace_wait_s: float
+    workers: int
+    pace_wait_s: float  # waiting for the rate limit, and in retries: summed over workers
     backoff_s: float
     errors: dict[str, int]
     samples: dict[str, str]

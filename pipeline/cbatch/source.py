@@ -11,13 +11,16 @@ re-asks the same rows, and a row has one id for all models.)
 
 from __future__ import annotations
 
+import codecs
 import csv
 import glob
 import gzip
 import hashlib
 import io
 import random
+import zlib
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -78,6 +81,7 @@ class Source:
         self._spec = job.input
         self._job = job
         self._where = condition(job.input.where) if job.input.where else None
+        self._decided = False  # whether `where` said yes or no of any row
         limits = [n for n in (job.input.limit, limit) if n is not None]
         self._limit = min(limits) if limits else None
         self.files = find_files(job.input, Path(job.folder))
@@ -97,9 +101,10 @@ class Source:
         chosen = self._choose()
         hashes = array("Q")
         problems = 0
-        column = self._spec.id
+        column, identified = self._spec.id, False
         for row in self.rows(chosen):
             identity = _row_id(row, column)
+            identified = identified or identity is not None
             hashes.append(int.from_bytes(_hash(identity if identity is not None else _content(row)), "little"))
             if row.problem is not None or (column is not None and identity is None):
                 problems += 1
@@ -107,8 +112,12 @@ class Source:
             names = ", ".join(str(f) for f in self.files[:3])
             filters = [k for k in ("where", "sample", "shard", "limit") if getattr(self._spec, k) is not None]
             raise SourceError(
-                f"{names}: no rows to run" + (f" after {', '.join(filters)}" if filters else "; the file is empty")
+                f"{names}: no rows to run" + (f" after {', '.join(filters)}" if filters else "; the input is empty")
             )
+        if self._where is not None and not self._decided:
+            self._refuse_condition()
+        if column is not None and not identified and not self._has_column(column):
+            raise JobError(f"input.id: no row has a column {column!r}", hint=self._columns_hint())
         repeated = _repeated(hashes)
         if repeated and column is not None:
             self._refuse_duplicates(chosen, repeated)
@@ -170,14 +179,17 @@ class Source:
                 for row in _read(path, self._spec.format, index):
                     index = row.number + 1
                     yield row
-            except (OSError, EOFError, pa.ArrowException, gzip.BadGzipFile, csv.Error) as exc:
-                raise SourceError(f"{path}: cannot be read after row {index}: {exc}") from exc
+            except (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error, ValueError, OverflowError) as exc:
+                reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc
+                raise SourceError(f"{path}: cannot be read after row {index}: {reason}") from exc
 
     def _matching(self) -> Iterator[Row]:
         for row in self._all_rows():
             if self._where is not None and row.fields is not None:
                 try:
-                    if not self._where(row.fields):
+                    holds = self._where(row.fields)
+                    self._decided = True
+                    if not holds:
                         continue
                 except RenderError as exc:
                     row = row._replace(fields=None, problem=str(exc))
@@ -229,6 +241,27 @@ class Source:
                 hint=f"ids must be unique; `input.id: {self._spec.id}` may name the wrong column",
             )
 
+    def _refuse_condition(self) -> None:
+        """Raise JobError if `where` can be decided for no row at all: then it is wrong, not a row."""
+        first: Row | None = None
+        for row in self._matching():
+            if self._decided:
+                return
+            if row.problem is not None and row.problem.startswith("input.where"):
+                first = first or row
+        if first is not None:
+            raise JobError(f"{first.problem} ({first.origin}, and so every row)", hint=self._columns_hint())
+
+    def _has_column(self, name: str) -> bool:
+        """Whether any row has the column; also where no row could be read, for then nobody knows."""
+        readable = False
+        for row in self._all_rows():
+            if row.fields is not None:
+                readable = True
+                if name in row.fields:
+                    return True
+        return not readable
+
     def _columns_hint(self) -> str:
         row = next((r for r in self._all_rows() if r.fields is not None), None)
         return f"columns are: {', '.join(row.fields)}" if row and row.fields else "no row could be read"
@@ -238,7 +271,10 @@ def find_files(spec: Input, folder: Path) -> list[Path]:
     """The files that the paths and globs of `spec` name, globs sorted. Raises SourceError where there is none."""
     files: list[Path] = []
     for name in spec.path:
-        path = folder / Path(name).expanduser()
+        try:
+            path = folder / Path(name).expanduser()
+        except RuntimeError as exc:  # ~nobody
+            raise SourceError(f"{name}: {exc}") from None
         if path.is_file():
             files.append(path)
         elif path.is_dir():
@@ -279,10 +315,16 @@ def _read(path: Path, wanted: str, index: int) -> Iterator[Row]:
         yield from _read_parquet(path, index)
         return
     with closing(_open(path)) as file:
+        if file.peek(3).startswith(codecs.BOM_UTF8):
+            file.read(3)
         if kind == "json":
             # Many .json files hold one object a line; an array starts with its bracket.
-            head = file.peek(4096)[:4096].removeprefix(b"\xef\xbb\xbf").lstrip()
+            head = file.peek(4096)[:4096].lstrip()
             kind = "array" if head[:1] == b"[" else "jsonl"
+            if kind == "jsonl" and head.splitlines()[:1] == [b"{"]:
+                raise SourceError(
+                    f"{path}: one JSON object over several lines", hint="accepted: an array of objects, or one a line"
+                )
         reader = {"jsonl": _read_jsonl, "array": _read_array, "csv": _read_csv}[kind]
         yield from reader(file, path, index)
 
@@ -299,8 +341,6 @@ def _open(path: Path) -> io.BufferedReader:
 def _read_jsonl(file: io.BufferedReader, path: Path, index: int) -> Iterator[Row]:
     name = path.name
     for number, line in enumerate(file, 1):
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
         line = line.strip()
         if not line:
             continue
@@ -308,12 +348,13 @@ def _read_jsonl(file: io.BufferedReader, path: Path, index: int) -> Iterator[Row
         try:
             fields = orjson.loads(line)
         except orjson.JSONDecodeError as exc:
-            yield Row(index, None, line, origin, f"not valid JSON: {exc.msg} (column {exc.colno})")
+            problem = "not UTF-8 text" if "UTF-8" in exc.msg else f"not valid JSON: {exc.msg} (column {exc.colno})"
+            yield Row(index, None, line, origin, problem)
         else:
             if type(fields) is dict:
                 yield Row(index, fields, line, origin, None)
             else:
-                yield Row(index, None, line, origin, f"not a JSON object but a {type(fields).__name__}")
+                yield Row(index, None, line, origin, f"not a JSON object but {_kind(fields)}")
         index += 1
 
 
@@ -322,47 +363,96 @@ def _read_array(file: io.BufferedReader, path: Path, index: int) -> Iterator[Row
     try:
         for fields in ijson.items(file, "item", use_float=True):
             origin = f"{path.name}[{index - start}]"
-            raw = _to_json(fields)
-            if isinstance(fields, dict):
-                yield Row(index, fields, raw, origin, None)
+            try:
+                raw = _to_json(fields)
+            except RecursionError:
+                yield Row(index, None, b"null", origin, "nested too deeply")
             else:
-                yield Row(index, None, raw, origin, f"not a JSON object but a {type(fields).__name__}")
+                if isinstance(fields, dict):
+                    yield Row(index, fields, raw, origin, None)
+                else:
+                    yield Row(index, None, raw, origin, f"not a JSON object but {_kind(fields)}")
             index += 1
     except ijson.JSONError as exc:
         # Past the break nothing can be told apart, so there are no rows to save: refuse it whole.
-        reason = str(exc).splitlines()[0].strip()
-        raise SourceError(f"{path}: not valid JSON after element {index - start - 1} of the array: {reason}") from None
+        said = exc.args[0] if exc.args else ""
+        reason = (said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)).split("\n")[0].strip()
+        raise SourceError(f"{path}[{index - start}]: not valid JSON: {reason}") from None
 
 
 def _read_csv(file: io.BufferedReader, path: Path, index: int) -> Iterator[Row]:
     csv.field_size_limit(MAX_FIELD_BYTES)
     # surrogateescape: one bad byte must spoil its row, not the file.
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    tab = ".tsv" in (s.lower() for s in path.suffixes)
-    reader = csv.DictReader(text, delimiter="\t" if tab else ",", restkey="\x00more", restval=None)
-    for fields in reader:
-        origin = f"{path.name}:{reader.line_num}"
-        problem: str | None = None
-        more = fields.pop("\x00more", None)
-        if more is not None:
-            problem = f"{len(more)} more fields than the header names"
-        elif None in fields.values():
-            problem = "fewer fields than the header names"
-        try:
-            raw = orjson.dumps(fields)
-        except TypeError:
-            raw, problem = repr(fields).encode("utf-8", "backslashreplace"), "not UTF-8 text"
-        yield Row(index, None if problem else dict(fields), raw, origin, problem)
-        index += 1
+    with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        tab = ".tsv" in (s.lower() for s in path.suffixes)
+        # strict: a quote that is never closed would swallow the rest of the file in silence.
+        reader = csv.reader(text, delimiter="\t" if tab else ",", strict=True)
+        header: list[str] = []
+        while True:
+            line = reader.line_num + 1
+            origin = f"{path.name}:{line}"
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as exc:
+                if "end of data" in str(exc):
+                    raise SourceError(f"{path}:{line}: a quote that opens in this row is never closed") from None
+                yield Row(index, None, b"null", origin, f"not valid CSV: {exc}")
+                index += 1
+                continue
+            if not values:  # a blank line
+                continue
+            if not header:
+                header = values
+                _refuse_twins([name for name in header if name], path)
+                continue
+            fields = dict(zip(header, values, strict=False))
+            problem: str | None = None
+            if len(values) != len(header):
+                more = "more" if len(values) > len(header) else "fewer"
+                problem = f"{more} fields than the header names: {len(values)} for {len(header)}"
+            try:
+                raw = orjson.dumps(values if problem else fields)
+            except TypeError:
+                raw, problem = orjson.dumps([repr(value) for value in values]), "not UTF-8 text"
+            yield Row(index, None if problem else fields, raw, origin, problem)
+            index += 1
 
 
 def _read_parquet(path: Path, index: int) -> Iterator[Row]:
     start = index
     with pq.ParquetFile(path, pre_buffer=False) as file:
+        _refuse_twins(file.schema_arrow.names, path)
         for batch in file.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
-            for fields in batch.to_pylist():
+            for fields in _microseconds(batch).to_pylist():
                 yield Row(index, fields, _to_json(fields), f"{path.name}#{index - start}", None)
                 index += 1
+
+
+def _microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Times in ns, as pandas writes them, cut to µs: Python has no others, and without pandas they cannot be read."""
+    for place, column in enumerate(batch.schema):
+        kind = column.type
+        if getattr(kind, "unit", None) != "ns":
+            continue
+        if pa.types.is_timestamp(kind):
+            kind = pa.timestamp("us", kind.tz)
+        else:
+            kind = pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us")
+        batch = batch.set_column(place, column.name, batch.column(place).cast(kind, safe=False))
+    return batch
+
+
+def _refuse_twins(names: Sequence[str], path: Path) -> None:
+    if twins := [name for name, times in Counter(names).items() if times > 1]:
+        raise SourceError(f"{path}: two columns have the name {twins[0]!r}", hint="only one of them could be used")
+
+
+def _kind(value: object) -> str:
+    """What a JSON value is, in words."""
+    names: dict[type, str] = {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return names.get(type(value), "null")
 
 
 def _to_json(value: Any) -> bytes:
@@ -443,8 +533,12 @@ def carried(fields: Mapping[str, Any] | None, types: Mapping[str, str]) -> list[
     values: list[Any] = []
     for name, kind in types.items():
         value = fields.get(name)
-        if value is not None and kind == "string" and not isinstance(value, str):
-            value = _to_json(value).decode("utf-8", "replace") if isinstance(value, dict | list) else str(value)
+        if value is not None and kind == "float64":
+            value = float(value)  # Arrow refuses integers beyond 2^53 in a column of floats
+        elif value is not None and kind == "string" and not isinstance(value, str):
+            value = (
+                _to_json(value).decode("utf-8", "replace") if isinstance(value, dict | list | bool) else _plain(value)
+            )
         values.append(value)
     return values
 

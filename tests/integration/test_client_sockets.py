@@ -131,15 +131,13 @@ def keeps_the_key(exc: APIError) -> None:
 
 
 async def ask(url: str, *, body: bytes = b"{}", **endpoint: Any) -> Any:
-    """One request with a fresh client; checks that nothing stays in flight and that no error shows the key."""
+    """One request with a fresh client; checks that no error shows the key."""
     async with connect(Endpoint(**{"base_url": url, "key": KEY, "idle_s": 5.0, **endpoint})) as api:
         try:
             return await api.complete(body)
         except APIError as exc:
             keeps_the_key(exc)
             raise
-        finally:
-            assert api.in_flight == 0
 
 
 # -- what goes out ----------------------------------------------------------------------------
@@ -170,17 +168,18 @@ async def test_without_a_key_no_authorization_is_sent() -> None:
 
 async def test_cookies_of_the_edge_are_not_sent_back() -> None:
     script = says(http(ANSWER, "Set-Cookie: __cf_bm=1; path=/"))
-    async with serving(script) as server, connect(Endpoint(base_url=server.url)) as api:
-        await api.complete(b"{}")
-        await api.complete(b"{}")
+    async with serving(script) as server:
+        by_name = server.url.replace("127.0.0.1", "localhost")  # no jar keeps the cookies of an IP address
+        async with connect(Endpoint(base_url=by_name)) as api:
+            await api.complete(b"{}")
+            await api.complete(b"{}")
     assert "Cookie" not in server.headers
 
 
 async def test_one_connection_serves_one_request_after_another() -> None:
-    async with serving(says(http(ANSWER))) as server:
-        async with connect(Endpoint(base_url=server.url)) as api:
-            for _ in range(20):
-                await api.complete(b"{}")
+    async with serving(says(http(ANSWER))) as server, connect(Endpoint(base_url=server.url)) as api:
+        for _ in range(20):
+            await api.complete(b"{}")
     assert (server.connections, len(server.heads)) == (1, 20)
 
 
@@ -242,11 +241,10 @@ async def test_a_server_that_closes_after_each_answer_costs_connections_and_no_a
 
 
 async def test_a_connection_closed_in_silence_after_an_answer_is_not_used_again() -> None:
-    async with serving(says(http(ANSWER), then="close")) as server:
-        async with connect(Endpoint(base_url=server.url)) as api:
-            for _ in range(5):
-                assert (await api.complete(b"{}")).text == "It is sunny."
-                await asyncio.sleep(0.01)  # the end of the connection travels, too
+    async with serving(says(http(ANSWER), then="close")) as server, connect(Endpoint(base_url=server.url)) as api:
+        for _ in range(5):
+            assert (await api.complete(b"{}")).text == "It is sunny."
+            await asyncio.sleep(0.01)  # the end of the connection travels, too
     assert server.connections == 5
 
 
@@ -419,17 +417,15 @@ async def test_a_tls_handshake_that_hangs_ends_with_the_connect_timeout() -> Non
             await ask(f"https://127.0.0.1:{listener.getsockname()[1]}/v1", connect_s=SILENCE_S)
 
 
-async def test_a_cancelled_request_closes_its_connection_and_leaves_nothing_in_flight() -> None:
+async def test_a_cancelled_request_closes_its_connection() -> None:
     """Otherwise the next prompt would read the answer to this one."""
-    async with serving(says(b"", then="silence")) as server:
-        async with connect(Endpoint(base_url=server.url)) as api:
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.1):
-                    await api.complete(b"{}")
-            assert api.in_flight == 0
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.1):
-                    await api.complete(b"{}")
+    async with serving(says(b"", then="silence")) as server, connect(Endpoint(base_url=server.url)) as api:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await api.complete(b"{}")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await api.complete(b"{}")
     assert server.connections == 2
 
 
@@ -445,12 +441,11 @@ async def test_an_answer_after_its_timeout_is_not_taken_for_the_next_one() -> No
         else:
             writer.write(http(ANSWER))
 
-    async with serving(slow_once) as server:
-        async with connect(Endpoint(base_url=server.url, idle_s=SILENCE_S)) as api:
-            with pytest.raises(APITimeoutError):
-                await api.complete(b"{}")
-            await asyncio.sleep(SILENCE_S * 2)
-            assert (await api.complete(b"{}")).text == "It is sunny."
+    async with serving(slow_once) as server, connect(Endpoint(base_url=server.url, idle_s=SILENCE_S)) as api:
+        with pytest.raises(APITimeoutError):
+            await api.complete(b"{}")
+        await asyncio.sleep(SILENCE_S * 2)
+        assert (await api.complete(b"{}")).text == "It is sunny."
 
 
 # -- no connection at all ---------------------------------------------------------------------
@@ -560,4 +555,3 @@ async def test_300_requests_at_once_are_all_on_the_wire_at_once() -> None:
         async with connect(Endpoint(base_url=server.url)) as api, asyncio.TaskGroup() as group:
             for _ in range(300):
                 group.create_task(one(api))
-        assert api.in_flight == 0

@@ -35,24 +35,23 @@ async def _on_terminal(run: Run, *, simulated: bool) -> None:
     name = run.job.name + (" (simulated)" if simulated else "")
     rates = _Rates(progress)
     # tqdm's own rate counts what earlier sessions did; ours are passed in instead.
-    with tqdm(
-        total=progress.total,
-        desc=name if len(name) <= 30 else name[:29] + "…",
-        bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
-        dynamic_ncols=True,
-        leave=False,
-        file=sys.stderr,
-        miniters=0,
-        mininterval=0,
-    ) as bar:
-        try:
-            while True:
-                bar.n = progress.done + progress.failed
-                bar.set_postfix_str(_state(progress, rates, run), refresh=False)
-                bar.refresh()
-                await asyncio.sleep(TERMINAL_S)
-        finally:
-            bar.n = progress.done + progress.failed
+    with (
+        tqdm(
+            total=1,  # until the input is read
+            desc=name if len(name) <= 30 else name[:29] + "…",
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+            dynamic_ncols=True,
+            leave=False,
+            file=sys.stderr,
+            miniters=0,
+            mininterval=0,
+        ) as bar
+    ):
+        while True:
+            bar.total, bar.n = progress.total, progress.done + progress.failed
+            bar.set_postfix_str(_state(progress, rates, run) if progress.total else "reading the input", refresh=False)
+            bar.refresh()
+            await asyncio.sleep(TERMINAL_S)
 
 
 async def _in_log(run: Run) -> None:

@@ -92,7 +92,7 @@ def command(
     summary = run_async(_execute(run, quiet=quiet, simulated=connection.simulated))
     if as_json:
         print_json(asdict(summary))
-    elif not quiet:
+    elif not quiet and (summary.error is None or summary.answered):
         for line in lines(summary):
             click.echo(line)
     if summary.error is not None:
@@ -158,20 +158,22 @@ def lines(s: Summary) -> list[str]:
         out.append("  nothing to send: every prompt has its row")
     if s.sent:
         seconds = s.elapsed_s or 1.0
-        out.append(
-            f"  sent      {plural(s.sent, 'request')}, {rate(s.answered / seconds)}/s; "
-            f"{plural(s.retries, 'retry').replace('retrys', 'retries')}, {s.rate_limited:,} of them after a 429"
-        )
+        retried = f"; {s.retries:,} retried, {s.rate_limited:,} answered with 429" if s.retries else ""
+        out.append(f"  sent      {plural(s.sent, 'request')}, {rate(s.answered / seconds)}/s{retried}")
         out.append(f"  tokens    {count(s.completion_tokens)} out, {rate(s.completion_tokens / seconds)} tokens/s")
     if s.cost_usd is None or s.cost_usd or s.unpriced:
         unpriced = (
             f" and {plural(s.unpriced, 'answer')} of unknown price" if s.unpriced and s.cost_usd is not None else ""
         )
         out.append(f"  cost      {money(s.cost_usd)}{unpriced}")
-    waits = [f"{duration(s.pace_wait_s)} for the rate limit"] if s.pace_wait_s >= 1 else []
-    waits += [f"{duration(s.backoff_s)} between retries"] if s.backoff_s >= 1 else []
+    working_s = s.workers * s.elapsed_s
+    waits = [
+        f"{100 * waited / working_s:.0f} % of the workers' time {why}"
+        for waited, why in ((s.pace_wait_s, "for the rate limit"), (s.backoff_s, "between retries"))
+        if working_s and waited >= 0.005 * working_s
+    ]
     if waits:
-        out.append(f"  waited    {', '.join(waits)} (summed over workers)")
+        out.append(f"  waited    {', '.join(waits)}")
     for kind, number in sorted(s.errors.items(), key=lambda item: -item[1])[:3]:
         sample = " ".join(s.samples[kind].split())
         out.append(f"  {kind:<9} {number:,} x, for example: {sample if len(sample) <= 110 else sample[:109] + '…'}")

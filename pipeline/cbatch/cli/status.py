@@ -79,7 +79,7 @@ def lines(s: dict[str, Any]) -> list[str]:
         f"{s['name']}: {s['state']}, {s['done']:,}{total} done, {s['failed']:,} failed{left}",
         f"  time      {duration(s['elapsed_s'])} in all sessions{speed}",
         f"  waited    {duration(s['pace_wait_s'])} for the rate limit, {duration(s['backoff_s'])} between retries"
-        " (summed over workers)",
+        ", summed over workers",
         f"  requests  {s['sent']:,} sent, {s['retries']:,} retried, {s['rate_limited']:,} answered with 429",
         f"  cost      {money(s['cost_usd'])}",
         f"  results   {plural(s['rows_in_parts'], 'row')} in {plural(s['parts'], 'part')}"

@@ -17,7 +17,7 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return "?"
     if seconds < 0.9995:
-        return f"{seconds * 1000:.3g} ms"
+        return f"{seconds * 1000:.3g} ms" if seconds else "0 s"
     if seconds < 99.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
