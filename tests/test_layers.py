@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pipeline" / "cbatch"
 
 ROWS = [
     "errors catalog",
-    "schema job",
-    "jobfile render pace retry measure answers parquet session",
-    "source client journal rundir gate",
+    "schema job yamltext",
+    "render pace retry measure answers parquet session joberrors response_format jobschema formats",
+    "jobfile source client journal rundir gate",
     "send resume publish",
     "engine plan verify report",
     "sim",
@@ -26,15 +26,15 @@ HOMES = {
     "aiolimiter": {"engine"},
     "click": {"cli"},
     "dotenv": {"cli"},
-    "ijson": {"source"},
+    "ijson": {"formats"},
     "jinja2": {"render"},
-    "jsonschema": {"answers", "jobfile"},
-    "pyarrow": {"source", "parquet"},
-    "pydantic": {"job", "jobfile", "verify"},
+    "jsonschema": {"answers", "response_format"},
+    "pyarrow": {"source", "formats", "parquet"},
+    "pydantic": {"job", "jobfile", "joberrors", "verify"},
     "sqlite3": {"journal"},
     "tqdm": {"cli"},
     "uvloop": {"cli"},
-    "yaml": {"jobfile"},
+    "yaml": {"yamltext", "jobfile"},
     "yarl": {"client"},
 }
 

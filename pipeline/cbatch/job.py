@@ -16,6 +16,26 @@ from cbatch import catalog
 DEFAULT_CONCURRENCY = 32  # 1,000 requests/min at 0.3 s an answer need 5; the rest is room for long answers
 LATER = "comes in a later release of cbatch"
 
+# Keys that are promised and not built: path -> what they will do. None and absent are fine.
+LATER_KEYS: dict[tuple[str, ...], str] = {
+    ("budget",): "stopping at a budget",
+    ("load",): "load modes for benchmarking",
+    ("gates",): "gates on measurements",
+    ("limits", "rph"): "an hourly request limit",
+    ("limits", "rpd"): "a daily request limit",
+    ("limits", "tph"): "an hourly token limit",
+    ("limits", "tpd"): "a daily token limit",
+    ("retry", "hedge"): "hedging slow requests",
+    ("prompt", "turns"): "multi-turn prompts",
+}
+LATER_VALUES: dict[tuple[str, ...], tuple[object, str]] = {
+    ("limits", "concurrency"): ("auto", "automatic concurrency"),
+    ("limits", "rpm"): ("auto", "learning the request limit"),
+    ("limits", "tpm"): ("auto", "learning the token limit"),
+    ("params", "max_completion_tokens"): ("auto", "right-sizing max_completion_tokens"),
+    ("params", "stream"): (True, "streaming"),
+}
+
 COUNT = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)\s*([kKmM]?)")
 FAIL_IF = re.compile(r"\s*errors\s*>\s*([0-9]{1,15}(?:\.[0-9]+)?)\s*(%?)\s*")
 _SHARD = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")

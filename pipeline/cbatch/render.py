@@ -22,6 +22,7 @@ from cbatch.schema import Prompt, Request
 
 BYTES_PER_TOKEN = 4  # English text; corrected by `usage` once the answer is in
 PREAMBLE_TOKENS = 64  # gpt-oss counts about 67 tokens before the user's first word
+MAX_REPEATED = 10_000_000  # characters or items that a template may make with *
 DEFAULT_RESERVE_TOKENS = 16_384  # what the server reserves when max_completion_tokens is absent
 
 # What a template may raise when it is run on a user's row.
@@ -41,9 +42,26 @@ class RenderError(Exception):
     """This row cannot become a request; the message says why."""
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Immutable, because a row is rendered once for every model and sample."""
-    environment = ImmutableSandboxedEnvironment(
+class _Environment(ImmutableSandboxedEnvironment):
+    """Immutable, because a row is rendered once for every model and sample; and no operator can eat the machine."""
+
+    intercepted_binops = frozenset({"*", "**"})  # also keeps the compiler from working them out beforehand
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Refuse `'x' * 10**9` and `9**9**9`; everything of a sensible size is as in Python."""
+        numbers = isinstance(left, int | float) and isinstance(right, int | float)
+        if operator == "**" and not (numbers and abs(left) <= 10**6 and abs(right) <= 100):
+            raise OverflowError(f"{operator} of numbers this large")
+        if operator == "*" and not numbers:
+            size = next((len(v) for v in (left, right) if isinstance(v, str | list | tuple)), 0)
+            times = next((v for v in (left, right) if isinstance(v, int)), 0)
+            if size * times > MAX_REPEATED:
+                raise OverflowError(f"{operator} makes {size * times:,} items, more than {MAX_REPEATED:,}")
+        return super().call_binop(context, operator, left, right)
+
+
+def _environment() -> _Environment:
+    environment = _Environment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=_printable
     )
     environment.filters["tojson"] = _tojson

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import NamedTuple
 
 import orjson
@@ -94,7 +95,8 @@ class Resume:
         Yields None now and then, so that skipping a million known rows lets the event loop breathe.
         """
         skipped = 0
-        for prompt in source.prompts(survey, (model,)):
+        # Rows appended since the survey wait for the next start: it does not know which of them repeat others.
+        for prompt in islice(source.prompts(survey, (model,)), survey.rows * self._job.samples):
             key = key_of(prompt.id, prompt.model)
             known = self._journal.lookup(key, prompt.sample) if self.known_before else None
             if known is None:

@@ -455,7 +455,7 @@ async def test_a_refused_port_is_a_connection_error() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(APIConnectionError, match="Cannot connect"):
+    with pytest.raises(APIConnectionError, match="cannot connect"):
         await ask(f"http://127.0.0.1:{port}/v1")
 
 

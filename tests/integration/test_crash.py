@@ -101,6 +101,38 @@ def test_a_kill_at_a_chosen_step(job: JobFolder, what: str, nth: int, before: bo
     assert not (job.run.path / "staging").exists()
 
 
+def test_kills_with_several_models_and_samples(job: JobFolder, sims: Callable[..., Sim]) -> None:
+    """One row per prompt, model and sample; the bound is of the whole run, not of a model."""
+    job.sim = sims("--speed", "5")
+    job.settings |= {"model": ["gpt-oss-120b", "zai-glm-4.7"], "samples": 2, "params": {"temperature": 1.0}}
+    job.settings |= {"results": {"part_rows": 30}}
+    for kills, moment in enumerate((15, 90), 1):
+        process = job.start()
+        wait_for(lambda at=moment: job.durable >= at, f"row {moment}")  # type: ignore[misc]
+        process.kill()
+        assert job.sim.requests <= job.durable + kills * 36
+    assert job.execute().code == 0
+    rows = {(row["id"], row["model"], row["sample"]) for row in job.results()}
+    assert len(rows) == len(job.results()) == job.proof().rows == 160
+
+
+def test_a_bug_in_the_program_loses_nothing(job: JobFolder) -> None:
+    """What was answered is saved, the message says that it is a bug, and the same line goes on."""
+    bug = "import cbatch.engine as e\nreal, calls = e.record, 0\n"
+    bug += "def record(**k):\n    global calls\n    calls += 1\n"
+    bug += "    if calls == 25:\n        raise KeyError('oops')\n    return real(**k)\ne.record = record\n"
+    stopped = job.execute(first=bug)
+    assert stopped.code == 1
+    assert "cbatch has a bug: KeyError: 'oops'" in stopped.err
+    durable = job.durable
+    assert 24 <= durable < 40
+    sent = job.sim.requests
+    last = job.execute()
+    assert last.code == 0
+    assert last.summary["paid_twice_at_most"] >= sent - durable
+    prove(job, 40)
+
+
 def test_the_bound_holds_when_every_answer_comes_at_once(job: JobFolder) -> None:
     """The journal is slower than the answers: what is sent and not durable stays bounded all the same."""
     job.rows(questions(400))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import JobFolder, Sim, ask, belongs, questions
+from tests.integration.conftest import JobFolder, Sim, ask, belongs, questions, wait_for
 
 
 def finish(job: JobFolder, *args: str, sent: int, **how: Any) -> dict[str, Any]:
@@ -131,6 +131,19 @@ def test_shortened_input_reports_the_rows_that_left_it(job: JobFolder) -> None:
     assert (summary["total"], summary["done"], summary["left"], summary["orphaned"]) == (35, 35, 0, 10)
     assert len(job.results()) == 45
     assert job.proof().orphaned == 10
+
+
+def test_rows_appended_while_it_runs_wait_for_the_next_start(job: JobFolder, sims: Callable[..., Sim]) -> None:
+    """A run is over the rows it surveyed: no row twice when an appended one repeats an earlier one."""
+    job.sim = sims("--speed", "5")
+    job.rows(questions(200))
+    process = job.start()
+    wait_for(lambda: job.durable >= 20, "20 rows")
+    job.rows(questions(200) + questions(30))
+    summary = process.wait().summary
+    assert (summary["total"], summary["done"], summary["left"]) == (200, 200, 0)
+    finish(job, sent=30)
+    assert job.proof().rows == 230
 
 
 def test_more_samples_add_only_the_new_ones(job: JobFolder) -> None:

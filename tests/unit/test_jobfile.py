@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from cbatch import jobfile
 from cbatch.errors import JobError
+from cbatch.jobschema import json_schema
 from cbatch.job import Job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -502,7 +503,7 @@ def test_an_override_hides_the_lines_of_what_it_replaces() -> None:
 
 @pytest.fixture(scope="module")
 def editor() -> jsonschema.Draft202012Validator:
-    schema = jobfile.json_schema()
+    schema = json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(schema)
 
@@ -541,7 +542,7 @@ def test_editors_refuse_what_the_program_refuses(editor: jsonschema.Draft202012V
 
 # -- whatever is read, only JobError comes out --------------------------------------------------
 
-_PROPERTIES = jobfile.json_schema()
+_PROPERTIES = json_schema()
 _NAMES = sorted(
     {*_PROPERTIES["properties"], *(key for part in _PROPERTIES["$defs"].values() for key in part["properties"])}
 )

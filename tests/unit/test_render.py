@@ -358,3 +358,21 @@ def test_a_condition_that_cannot_be_decided_is_an_error_of_that_row(fields: dict
 def test_a_condition_that_is_no_expression_is_an_error_of_the_job(text: str) -> None:
     with pytest.raises(JobError, match=r"input\.where: .* is not an expression: "):
         condition(text)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        pytest.param("{{ 'x' * 10**9 }}", id="a billion characters"),
+        pytest.param("{{ 9**9**9 }}", id="a number with 370 million digits"),
+        pytest.param("{{ q * 100000000 }}", id="a column repeated a hundred million times"),
+        pytest.param("{{ [q] * 10**8 * 10 }}", id="a list that fills the memory"),
+    ],
+)
+def test_no_operator_can_eat_the_machine(template: str) -> None:
+    with pytest.raises(RenderError, match=r"\*"):
+        render(template, {"q": "x"})
+
+
+def test_multiplying_sensibly_is_as_in_python() -> None:
+    assert said("{{ '-' * 3 }}{{ 2**10 }}{{ 1.5 * n }}", {"n": 4}) == "---10246.0"

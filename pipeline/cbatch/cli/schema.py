@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cbatch.cli.shared import print_json
-from cbatch.jobfile import json_schema
+from cbatch.jobschema import json_schema
 
 
 @click.command(epilog="Example: cbatch schema > cbatch.schema.json")

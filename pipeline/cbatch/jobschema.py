@@ -1,0 +1,47 @@
+"""The JSON Schema of job.yaml, for editors: shorthands included, unbuilt keys marked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cbatch.job import COUNT, FAIL_IF, LATER, LATER_KEYS, LATER_VALUES, Job
+
+_DEFINITIONS = {"limits": "Limits", "retry": "Retry", "prompt": "PromptSpec", "params": "Params"}
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of job.yaml, for editors: shorthands included, unbuilt keys marked."""
+    schema = Job.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "cbatch job.yaml"
+    schema.pop("description", None)
+    properties = schema["properties"]
+    properties.pop("folder")
+    schema["required"] = ["model", "input", "prompt"]
+    text: dict[str, Any] = {"type": "string"}
+    texts: dict[str, Any] = {"type": "array", "items": text}
+    definitions = schema["$defs"]
+    properties["model"] = {"anyOf": [text, texts]}
+    properties["input"] = {"anyOf": [text, texts, {"$ref": "#/$defs/Input"}]}
+    properties["prompt"] = {"anyOf": [text, {"$ref": "#/$defs/PromptSpec"}]}
+    properties["fail_if"] = {"type": "string", "pattern": f"^{FAIL_IF.pattern}$"}
+    definitions.pop("FailIf")
+    definitions["Input"]["properties"]["path"] = {"anyOf": [text, texts]}
+    definitions["Results"]["properties"]["carry"] = {"anyOf": [text, texts]}
+    params = definitions["Params"]["properties"]
+    params["response_format"] = {
+        "anyOf": [text, {"type": "object"}],
+        "description": "a file, or an inline JSON Schema",
+    }
+    params["tools"] = {"anyOf": [text, {"type": "array", "items": {"type": "object"}}]}
+    count = {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": f"^\\s*{COUNT.pattern}\\s*$"}]}
+    for section, name in (("Limits", "rpm"), ("Limits", "tpm"), ("Input", "limit"), ("Input", "sample")):
+        definitions[section]["properties"][name] = {"anyOf": [*count["anyOf"], {"type": "null"}]}
+    for key_path, feature in LATER_KEYS.items():
+        place = properties if len(key_path) == 1 else definitions[_DEFINITIONS[key_path[0]]]["properties"]
+        place[key_path[-1]] = {"deprecated": True, "description": f"{feature} {LATER}"}
+    for (section, name), (value, feature) in LATER_VALUES.items():
+        place = definitions[_DEFINITIONS[section]]["properties"]
+        later = {"const": value, "deprecated": True, "description": f"{feature} {LATER}"}
+        place[name] = {"anyOf": [place[name], later]}
+    return schema
