@@ -121,8 +121,9 @@ class Client:
     async def _exchange(self, method: str, url: URL, body: bytes | None = None) -> Reply:
         try:
             # A redirect is not followed: it would carry the key to another host.
-            async with self._session.request(method, url, data=body, allow_redirects=False) as response:
-                answer = await response.read()
+            # No `async with`: `read` gives the connection back at the last byte, and closes it on any error.
+            response = await self._session.request(method, url, data=body, allow_redirects=False)
+            answer = await response.read()
             if response.status != 200 and self._key_bytes is not None:  # messages are kept: a key never is
                 answer = answer.replace(self._key_bytes, b"(key removed)")
             return Reply(response.status, response.headers, answer)
@@ -151,6 +152,7 @@ async def connect(endpoint: Endpoint) -> AsyncIterator[Client]:
     headers = {
         "Content-Type": "application/json",
         "Accept": "application/json",
+        "Accept-Encoding": "identity",  # small answers: gunzip would cost more than it saves
         "User-Agent": f"cbatch/{__version__}",
         "X-Cerebras-3rd-Party-Integration": "cbatch",
     }
@@ -161,7 +163,6 @@ async def connect(endpoint: Endpoint) -> AsyncIterator[Client]:
         connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, keepalive_timeout=60),
         headers=headers,
         cookie_jar=aiohttp.DummyCookieJar(),
-        skip_auto_headers=(hdrs.ACCEPT_ENCODING,),  # small answers: gunzip would cost more than it saves
         timeout=aiohttp.ClientTimeout(
             total=endpoint.total_s, sock_connect=endpoint.connect_s, sock_read=endpoint.idle_s
         ),

@@ -24,7 +24,7 @@ from aiolimiter import AsyncLimiter
 from cbatch import __version__, catalog
 from cbatch.answers import AnswerCheck
 from cbatch.client import Client
-from cbatch.errors import CbatchError, JobError, JournalError
+from cbatch.errors import CbatchError, JobError, JournalError, RunStopped
 from cbatch.gate import Gate
 from cbatch.job import Job
 from cbatch.journal import Journal, RunLock, Writer
@@ -225,6 +225,8 @@ class Run:
     # -- one worker -------------------------------------------------------------------------
 
     async def _worker(self, models: list[tuple[Sender, _Peekable]], opening: AsyncLimiter | None) -> None:
+        task = asyncio.current_task()
+        assert task is not None
         if opening is not None:
             await opening.acquire()
         try:
@@ -237,11 +239,11 @@ class Run:
                         if await pending.is_empty():
                             break
                         continue
-                    self._writer.put(await self._answer(work, sender), work.replaces)
+                    self._writer.put(await self._answer(work, sender, task), work.replaces)
         except CbatchError as exc:
             self.stop(exc)
 
-    async def _answer(self, work: Work, sender: Sender) -> Record:
+    async def _answer(self, work: Work, sender: Sender, task: asyncio.Task[Any]) -> Record:
         prompt, request = work.prompt, None
         timeline = Timeline(ready=self._clock())
         outcome: Completion | Failure
@@ -254,7 +256,7 @@ class Run:
             except RenderError as exc:
                 outcome = Failure(kind="render", message=f"{prompt.origin}: {exc}")
             else:
-                outcome, paid = await send(request, sender, timeline)
+                outcome, paid = await send(request, sender, timeline, task)
         price = catalog.price(prompt.model)
         costs = [cost_usd(answer, price) for answer in paid]
         answer = outcome.completion if isinstance(outcome, Failure) else outcome
@@ -379,6 +381,11 @@ class Run:
         progress, activity = self.progress, self.progress.activity
         left = progress.total - progress.done - progress.failed
         error = self._error if isinstance(self._error, CbatchError) else None
+        if left > 0 and error is None and not progress.draining:
+            error = RunStopped(
+                f"{left:,} prompts could not be read any more: the input changed while it was read",
+                hint="run the same line again: what was answered is known",
+            )
         state: Literal["finished", "interrupted", "stopped"] = "finished"
         exit_code = 3 if self.job.fail_if.says_no(progress.failed, progress.total) else 0
         if error is not None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jinja2
+import jinja2.nodes
 import orjson
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -198,11 +199,38 @@ def _template(text: str | None, place: str) -> Callable[[Mapping[str, Any]], str
     if "{" not in text:  # nothing to fill in: 8 µs a row saved
         return lambda fields: text
     try:
-        return _environment().from_string(text).render
+        env = _environment()
+        render = env.from_string(text).render
+        return _substitution(env.parse(text), render) or render
     except jinja2.TemplateSyntaxError as exc:
         raise JobError(f"{place}: line {exc.lineno} of the template: {_reason(exc)}") from None
     except (*_TEMPLATE_ERRORS, SyntaxError) as exc:
         raise JobError(f"{place}: the template cannot be read: {_reason(exc)}") from None
+
+
+def _substitution(
+    template: jinja2.nodes.Template, render: Callable[[Mapping[str, Any]], str]
+) -> Callable[[Mapping[str, Any]], str] | None:
+    """A template that only names columns, as a join of strings (1 µs a row, Jinja 5 µs); None for any other."""
+    texts, names = [""], []  # a text before each name, and one at the end
+    for output in template.body:
+        for node in output.nodes if isinstance(output, jinja2.nodes.Output) else [output]:
+            if isinstance(node, jinja2.nodes.TemplateData):
+                texts[-1] += node.data
+            elif isinstance(node, jinja2.nodes.Name) and node.name != "self":
+                names.append(node.name)
+                texts.append("")
+            else:
+                return None
+    pairs, last = list(zip(texts, names, strict=False)), texts[-1]
+
+    def join(fields: Mapping[str, Any]) -> str:
+        try:
+            return "".join([text + str(fields[name]) for text, name in pairs]) + last
+        except KeyError:
+            return render(fields)  # a global of Jinja's, or the error that names what is missing
+
+    return join
 
 
 def _reason(exc: BaseException) -> str:

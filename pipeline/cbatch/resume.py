@@ -60,6 +60,7 @@ class Resume:
         """
         if not self.known_before:
             return
+        self._journal.index()  # here, off the event loop
         folder = self._journal.path.parent
         label = self._journal.get("endpoint") or endpoint_said
         if label is not None and label != endpoint:

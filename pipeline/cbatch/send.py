@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import orjson
 
@@ -48,15 +49,20 @@ class Sender:
     draining: Callable[[], bool] = lambda: False
 
 
-async def send(request: Request, sender: Sender, timeline: Timeline) -> tuple[Completion | Failure, list[Completion]]:
+async def send(
+    request: Request, sender: Sender, timeline: Timeline, task: asyncio.Task[Any] | None = None
+) -> tuple[Completion | Failure, list[Completion]]:
     """The outcome of one request, and every answer that was paid for on the way.
+
+    `task` is the current one; who sends many asks for it once, because that is a system call (getpid)
+    up to Python 3.11.
 
     Marks `timeline`. Raises RunStopped if every other prompt would fail too, CancelledError if the
     run drains before the outcome is known: the prompt then leaves no record and is sent again.
     """
     clock = sender.clock
     activity = sender.activity
-    task = asyncio.current_task()
+    task = task or asyncio.current_task()
     assert task is not None
     body = request.body
     counted = reasks = 0

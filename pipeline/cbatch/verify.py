@@ -48,6 +48,7 @@ def verify(folder: RunDir) -> Proof:
     proof = Proof()
     journal = Journal(folder.journal)
     try:
+        journal.index()
         seen = _check_parts(folder, journal, proof)
         _check_journal(journal, seen, proof)
         _check_input(folder, journal, seen, proof)

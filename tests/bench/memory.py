@@ -42,7 +42,7 @@ def main(rows: int, few: int, in_flight: int, repeats: int, source: tuple[Path, 
     print(f"{'':<28} {few:>9,} rows {rows:>9,} rows   ratio  goal")
     for path in sources:
         small, large = statistics.median(peaks[path, few]), statistics.median(peaks[path, rows])
-        label = "cbatch run" if len(sources) == 1 else path.name
+        label = "cbatch run" if len(sources) == 1 else f"{path.parent.name}/{path.name}"
         print(f"{label:<28} {small:>11.1f} MB {large:>11.1f} MB   {large / small:>5.2f}  {GOAL:.1f}")
 
 

@@ -45,7 +45,7 @@ def main(rows: int, repeats: int, in_flight: tuple[int, ...], source: tuple[Path
                 "bare loop": partial(children.run_bare, folder, url)
             }
             for path in sources:
-                label = "cbatch run" if len(sources) == 1 else f"cbatch run, {path.name}"
+                label = "cbatch run" if len(sources) == 1 else f"cbatch run, {path.parent.name}/{path.name}"
                 sides[label] = partial(children.run_cbatch, folder, url, source=path)
             for side in sides.values():  # compiles what is not compiled yet
                 side(few, 64)

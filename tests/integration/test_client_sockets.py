@@ -152,6 +152,7 @@ async def test_exactly_these_headers_go_on_the_wire() -> None:
     assert server.headers == {
         "Host": server.url.removeprefix("http://").removesuffix("/v1"),
         "Content-Type": "application/json",
+        "Accept-Encoding": "identity",
         "Accept": "application/json",
         "User-Agent": f"cbatch/{__version__}",
         "X-Cerebras-3rd-Party-Integration": "cbatch",
