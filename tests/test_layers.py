@@ -1,4 +1,4 @@
-"""The import graph is the architecture: a module imports from the rows below its own, and third parties have one home."""
+"""The import graph is the architecture: imports go to rows below, and third parties have one home."""
 
 from __future__ import annotations
 

@@ -223,7 +223,7 @@ class Journal:
         found = dict(self._query("SELECT state, COUNT(*) FROM result GROUP BY state"))
         return found.get(DONE, 0), found.get(FAILED, 0)
 
-    def keys(self) -> Iterator[tuple[bytes, int, bytes, int]]:
+    def entries(self) -> Iterator[tuple[bytes, int, bytes, int]]:
         """Every (key, sample, digest, seq), in key order."""
         yield from self._query("SELECT key, sample, digest, seq FROM result ORDER BY key, sample")
 

@@ -122,7 +122,7 @@ def _check_journal(journal: Journal, seen: set[tuple[bytes, int]], proof: Proof)
     first, last = journal.unplaced()
     planned = [part for part in journal.parts() if part.state != VISIBLE]
     missing = 0
-    for key, sample, _, seq in journal.keys():
+    for key, sample, _, seq in journal.entries():
         if (key, sample) in seen:
             continue
         if first <= seq <= last or any(part.first_seq <= seq <= part.last_seq for part in planned):

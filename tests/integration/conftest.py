@@ -205,7 +205,9 @@ def sims(forking: Forking, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         if args not in started:
             process = forking.start(["sim", "--port", "0", "--tier", "unlimited", *args], key=None, cwd=folder)
             processes.append(process)
-            started[args] = Sim(wait_for(lambda: process.first_line, f"the address of cbatch sim {args}"))
+            wait_for(lambda: process.first_line or process.ended is not None, f"the address of cbatch sim {args}")
+            assert process.first_line, process.err
+            started[args] = Sim(process.first_line)
         started[args].reset()
         return started[args]
 

@@ -552,7 +552,10 @@ async def test_300_requests_at_once_are_all_on_the_wire_at_once() -> None:
     async def one(api: Client) -> None:
         assert (await api.complete(b"{}")).text == "It is sunny."
 
-    async with serving(together) as server:
-        async with connect(Endpoint(base_url=server.url)) as api, asyncio.TaskGroup() as group:
-            for _ in range(300):
-                group.create_task(one(api))
+    async with (
+        serving(together) as server,
+        connect(Endpoint(base_url=server.url)) as api,
+        asyncio.TaskGroup() as group,
+    ):
+        for _ in range(300):
+            group.create_task(one(api))

@@ -139,7 +139,8 @@ def test_rows_appended_while_it_runs_wait_for_the_next_start(job: JobFolder, sim
     job.rows(questions(200))
     process = job.start()
     wait_for(lambda: job.durable >= 20, "20 rows")
-    job.rows(questions(200) + questions(30))
+    with (job.path / "rows.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in questions(30))
     summary = process.wait().summary
     assert (summary["total"], summary["done"], summary["left"]) == (200, 200, 0)
     finish(job, sent=30)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from cbatch import jobfile
 from cbatch.errors import JobError
-from cbatch.jobschema import json_schema
 from cbatch.job import Job
+from cbatch.jobschema import json_schema
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONTRACT = REPOSITORY.parent / "shared" / "contract.md"

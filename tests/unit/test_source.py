@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cbatch.errors import JobError, SourceError
+from cbatch.formats import Row
 from cbatch.job import Job
 from cbatch.schema import Prompt
-from cbatch.source import Row, Source, Survey, carried, check_carry
+from cbatch.source import Source, Survey, carried, check_carry
 
 try:
     import zstandard

@@ -34,7 +34,7 @@ def command(model: str | None, sim: bool, base_url: str | None, api_key_file: Pa
         return
     click.echo(f"ok: {found['model']} at {found['base_url']}")
     click.echo(
-        f"  latency   {duration(found['latency_s'])} (the connection and the model list took {duration(found['connect_s'])})"
+        f"  latency   {duration(found['latency_s'])}; connecting and listing models {duration(found['connect_s'])}"
     )
     speed = found["server_tokens_per_s"]
     click.echo(

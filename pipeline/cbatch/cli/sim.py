@@ -46,6 +46,14 @@ def _faults(values: tuple[str, ...]) -> dict[str, float]:
 @click.option("--speed", default=1.0, show_default=True, help="Times the token rate; `inf` answers at once.")
 @click.option("--rpm", type=click.IntRange(1), help="Requests per minute, instead of the tier's.")
 @click.option("--tpm", type=click.IntRange(1), help="Tokens per minute, instead of the tier's.")
+@click.option("--rps", type=click.IntRange(1), help="Requests per second on top: bursts are refused.")
+@click.option(
+    "--headers",
+    type=click.Choice(["none", "classic", "extended"]),
+    default="classic",
+    show_default=True,
+    help="Which x-ratelimit headers answers have.",
+)
 @click.option("--retry-after", is_flag=True, help="Send Retry-After with every 429.")
 @click.option("--key", "key", metavar="KEY", help="Accept only this made-up key [default: any but wrong…].")
 @click.option("--until-stdin-closes", is_flag=True, hidden=True)
@@ -58,6 +66,8 @@ def command(
     speed: float,
     rpm: int | None,
     tpm: int | None,
+    rps: int | None,
+    headers: str,
     retry_after: bool,
     key: str | None,
     until_stdin_closes: bool,
@@ -75,6 +85,8 @@ def command(
             speed=speed,
             rpm=rpm,
             tpm=tpm,
+            rps=rps,
+            headers=headers,
             retry_after=retry_after,
             api_key=key,
         )
