@@ -147,6 +147,23 @@ def test_rows_appended_while_it_runs_wait_for_the_next_start(job: JobFolder, sim
     assert job.proof().rows == 230
 
 
+def test_an_input_that_shrinks_while_it_is_read_is_not_a_finished_run(job: JobFolder, sims: Callable[..., Sim]) -> None:
+    """Exit 0 means that every prompt has its row; here the next start says what is true of the new input."""
+    job.sim = sims("--speed", "5")
+    job.rows([{"question": f"{n} {'x' * 300}"} for n in range(3000)])
+    process = job.start()
+    wait_for(lambda: job.durable >= 20, "20 rows")
+    with (job.path / "rows.jsonl").open("r+b") as file:
+        file.truncate(sum(len(file.readline()) for _ in range(500)))
+    stopped = process.wait()
+    assert stopped.code == 1
+    assert "prompts could not be read any more: the input changed while it was read" in stopped.err
+    sent = job.sim.requests
+    assert job.execute().code == 0
+    assert job.sim.requests == sent
+    assert job.proof().rows == sent
+
+
 def test_more_samples_add_only_the_new_ones(job: JobFolder) -> None:
     job.settings["params"] = {"temperature": 1.0}
     finish(job, sent=40)

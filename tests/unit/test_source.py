@@ -16,17 +16,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from cbatch.errors import JobError, SourceError
 from cbatch.formats import Row
 from cbatch.job import Job
 from cbatch.schema import Prompt
 from cbatch.source import Source, Survey, carried, check_carry
-
-try:
-    import zstandard
-except ImportError:  # only a convenience of the tests: cbatch reads zstd with pyarrow
-    zstandard = None  # type: ignore[assignment]
 
 
 def write(folder: Path, name: str, content: bytes | str) -> Path:
@@ -305,7 +301,6 @@ def test_a_compressed_file_that_is_cut_off_is_refused(tmp_path: Path, suffix: st
             rows(tmp_path, f"a.jsonl{suffix}", broken)
 
 
-@pytest.mark.skipif(zstandard is None, reason="zstandard is not installed")
 def test_zstd_frames_of_other_writers_are_read(tmp_path: Path) -> None:
     packed = zstandard.ZstdCompressor(write_content_size=False).compress(b'{"q": 1}\n')
     assert fields(rows(tmp_path, "a.jsonl.zst", packed * 2)) == [{"q": 1}, {"q": 1}]
