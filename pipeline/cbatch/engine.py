@@ -14,7 +14,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from aiolimiter import AsyncLimiter
 from cbatch import __version__, catalog
 from cbatch.answers import AnswerCheck
 from cbatch.client import Client
-from cbatch.errors import CbatchError, JobError, JournalError, RunStopped
+from cbatch.errors import CbatchError, JobError, JournalError, RunStopped, SourceError
 from cbatch.gate import Gate
 from cbatch.job import Job
 from cbatch.journal import Journal, RunLock, Writer
@@ -84,6 +84,11 @@ class Run:
         self._paid_twice = 0
         self._uncut_bytes = 0
         check_carry(job)
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether requests may be on the wire."""
+        return bool(self._tasks)
 
     # -- the whole session ------------------------------------------------------------------
 
@@ -322,7 +327,10 @@ class Run:
     # -- stopping ---------------------------------------------------------------------------
 
     def interrupt(self, signum: int) -> None:
-        """First signal: no new prompts, answers in flight are waited for. Second: cancel them too."""
+        """First signal: no new prompts, answers in flight are waited for. Second: cancel them too.
+
+        Before anything was sent there is nothing to wait for: `is_sending` tells.
+        """
         if self._signal is None:
             self._signal = signum
             self.drain()
@@ -360,13 +368,14 @@ class Run:
 
     async def _close(self, survey: Survey) -> Summary:
         """Make everything that was answered durable and visible, then take stock."""
+        with suppress(SourceError):  # for the counts only: a file that has gone must not keep answers from disk
+            for pending in self._pending:  # known rows that were not looked at yet are done all the same
+                await asyncio.to_thread(pending.exhaust)
         if self._writer.failed is None:
             try:
                 await asyncio.wrap_future(self._writer.do(lambda db: None))
                 await asyncio.sleep(0)  # the counts of the last commit were called soon, before this
                 await asyncio.to_thread(self._publisher.finish)
-                for pending in self._pending:  # known rows that were not looked at yet are done all the same
-                    await asyncio.to_thread(pending.exhaust)
                 complete = self.progress.done + self.progress.failed == self.progress.total
                 if complete and self._options.limit is None:
                     self._resume.settle(self._writer, survey, self._endpoint)

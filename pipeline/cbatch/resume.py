@@ -78,7 +78,7 @@ class Resume:
                 known += 1
                 changed += found.ok and self._digest(prompt) != found.digest
         self.orphaned = self.known_before - known
-        if not known:
+        if not known and self._options.limit is None:  # a limit may just not reach the known rows
             raise JobError(
                 f"{folder}: belongs to another job: none of its {self.known_before:,} rows comes from this input",
                 hint="use another folder with --output, or start over with --fresh",

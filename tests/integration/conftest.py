@@ -314,4 +314,4 @@ def questions(count: int) -> list[dict[str, Any]]:
         lines = GSM8K.read_bytes().split(b"\n")[:count]
         if len(found := [json.loads(line) for line in lines if line]) == count:
             return found
-    return [{"question": f"What is {n} plus {n * 7}? " + "Explain. " * (n % 20)} for n in range(count)]
+    return [{"question": f"What is {n} plus {n * 7}? " + "Explain. " * (n % 30)} for n in range(count)]

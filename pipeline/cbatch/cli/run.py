@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from contextlib import suppress
 from dataclasses import asdict
@@ -102,8 +103,19 @@ def command(
 
 async def _execute(run: Run, *, quiet: bool, simulated: bool) -> Summary:
     loop = asyncio.get_running_loop()
+    interrupted = False
+
+    def on_signal(signum: int) -> None:
+        nonlocal interrupted
+        if interrupted and not run.is_sending:
+            # Reading a large input, or writing the last part: nobody has to wait for that. What was
+            # counted is on disk, and the next start finishes the part.
+            os._exit(128 + signum)
+        interrupted = True
+        run.interrupt(signum)
+
     for signum in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signum, run.interrupt, signum)
+        loop.add_signal_handler(signum, on_signal, signum)
     if quiet:
         return await run.execute()
     watcher = asyncio.create_task(watch(run, simulated=simulated))
