@@ -6,6 +6,7 @@ Bytes go in, bytes come out. What came out is turned into a Completion or into a
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -77,8 +78,7 @@ class Endpoint:
     key: str | None = None
     proxy: str | None = None
     connect_s: float = 10.0
-    idle_s: float = 120.0
-    total_s: float = 600.0
+    total_s: float = 180.0
 
     def __repr__(self) -> str:
         """Without the key: this object ends up in tracebacks."""
@@ -104,6 +104,10 @@ class Client:
         self._public = URL(endpoint.base_url.removesuffix("/v1") + "/public/v1/models")
         self._models = URL(endpoint.base_url + "/models")
         self._key_bytes = endpoint.key.encode() if endpoint.key else None
+        self._loop = asyncio.get_running_loop()
+        self._since: dict[asyncio.Task[Any], float] = {}  # who is on the wire, in the order they were sent
+        self._late: set[asyncio.Task[Any]] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
 
     async def complete(self, body: bytes) -> Completion:
         """Send one chat completion request. Raises APIError."""
@@ -119,6 +123,11 @@ class Client:
         return _listing(await self._exchange(hdrs.METH_GET, self._public))
 
     async def _exchange(self, method: str, url: URL, body: bytes | None = None) -> Reply:
+        task = asyncio.current_task()
+        assert task is not None
+        self._since[task] = self._loop.time()
+        if self._sweeper is None:
+            self._sweep()
         try:
             # A redirect is not followed: it would carry the key to another host.
             # No `async with`: `read` gives the connection back at the last byte, and closes it on any error.
@@ -127,8 +136,13 @@ class Client:
             if response.status != 200 and self._key_bytes is not None:  # messages are kept: a key never is
                 answer = answer.replace(self._key_bytes, b"(key removed)")
             return Reply(response.status, response.headers, answer)
-        except TimeoutError as exc:
-            raise APITimeoutError(_timeout_words(exc, self.endpoint)) from None
+        except asyncio.CancelledError:
+            # Ours, if the sweeper did it and nobody else did.
+            if task in self._late and task.uncancel() == 0:
+                raise APITimeoutError(f"no whole answer within {self.endpoint.total_s:g} s") from None
+            raise
+        except TimeoutError:
+            raise APITimeoutError(f"no connection within {self.endpoint.connect_s:g} s") from None
         except aiohttp.ClientPayloadError as exc:
             raise APIResponseError(
                 f"the answer stopped before its end: {exc}", code="truncated", truncated=True
@@ -144,6 +158,30 @@ class Client:
             raise APIConnectionError(f"cannot connect to {exc.host}:{exc.port}: {why}") from None
         except (aiohttp.ClientError, OSError, UnicodeError) as exc:  # UnicodeError: a host name with an empty label
             raise APIConnectionError(f"{type(exc).__name__}: {exc}") from None
+        finally:
+            del self._since[task]
+            self._late.discard(task)
+
+    def _sweep(self) -> None:
+        """Cancel the requests that take too long.
+
+        One timer for all of them: the library's own timers, two a request, were 12 % of the CPU of a
+        request at 1,000 in flight.
+        """
+        total_s = self.endpoint.total_s
+        deadline = self._loop.time() - total_s
+        for task, since in self._since.items():
+            if since > deadline:
+                break
+            if task not in self._late:
+                self._late.add(task)
+                task.cancel()
+        self._sweeper = self._loop.call_later(min(1.0, total_s / 10), self._sweep)
+
+    def close(self) -> None:
+        """Stop sweeping."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
 
 
 @asynccontextmanager
@@ -163,21 +201,15 @@ async def connect(endpoint: Endpoint) -> AsyncIterator[Client]:
         connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, keepalive_timeout=60),
         headers=headers,
         cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(
-            total=endpoint.total_s, sock_connect=endpoint.connect_s, sock_read=endpoint.idle_s
-        ),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=endpoint.connect_s),  # the rest is swept
         proxy=endpoint.proxy,  # resolved once by the caller: trust_env costs 2-3 x the CPU of a request
         trust_env=False,
     ) as session:
-        yield Client(endpoint, session)
-
-
-def _timeout_words(exc: TimeoutError, endpoint: Endpoint) -> str:
-    if isinstance(exc, aiohttp.ConnectionTimeoutError):
-        return f"no connection within {endpoint.connect_s:g} s"
-    if isinstance(exc, aiohttp.SocketTimeoutError):
-        return f"nothing received for {endpoint.idle_s:g} s"
-    return f"no whole answer within {endpoint.total_s:g} s"
+        client = Client(endpoint, session)
+        try:
+            yield client
+        finally:
+            client.close()
 
 
 def read_completion(reply: Reply) -> Completion:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime
@@ -171,7 +172,7 @@ class Run:
 
     async def _send_all(self) -> None:
         job = self.job
-        self._places = asyncio.Semaphore(job.bound())
+        self._places = _Places(job.bound())
         async with self._connect() as api:
             self._writer.set("unknown_at_most", max(job.bound(), self._paid_twice)).result()
             senders = [self._sender(model, api) for model in job.model]
@@ -237,10 +238,11 @@ class Run:
         try:
             for sender, pending in models:
                 while not self.progress.draining:
-                    await self._places.acquire()
+                    if not self._places.take():
+                        await self._places.wait()
                     work = pending.pull()
                     if work is None:
-                        self._places.release()
+                        self._places.give_back(1)
                         if await pending.is_empty():
                             break
                         continue
@@ -291,8 +293,8 @@ class Run:
         tokens_at = COLUMN_INDEX["completion_tokens"]
         text_at = COLUMN_INDEX["text"]
         message_at = COLUMN_INDEX["error_message"]
+        self._places.give_back(len(records))
         for durable in records:
-            self._places.release()
             progress.answered += 1
             row = durable.row
             if durable.ok:
@@ -470,6 +472,36 @@ class Run:
             if summary is None:
                 raise  # before anything was sent: better no run than one without its run.json
             self._warn(f"{self.folder.info_file}: could not be written; the results are complete without it")
+
+
+class _Places:
+    """How many more rows may be sent before one becomes durable: a semaphore that gives back in batches."""
+
+    def __init__(self, free: int) -> None:
+        self._free = free
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._loop = asyncio.get_running_loop()
+
+    def take(self) -> bool:
+        """Take a place if one is free."""
+        if self._free == 0:
+            return False
+        self._free -= 1
+        return True
+
+    async def wait(self) -> None:
+        """Take a place as soon as one is free; first come, first served."""
+        place = self._loop.create_future()
+        self._waiting.append(place)
+        await place  # a cancelled worker takes its place with it: the run is ending
+
+    def give_back(self, count: int) -> None:
+        """Free so many places."""
+        while count and self._waiting:
+            if not (place := self._waiting.popleft()).done():
+                place.set_result(None)
+                count -= 1
+        self._free += count
 
 
 class _Peekable:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cbatch.schema import COLUMNS
+from cbatch.schema import COLUMN_INDEX, COLUMNS
 
 GROUP_ROWS = 2_048  # a row group: 2-4 MB of answers
 GROUP_BYTES = 16 << 20  # or this much text, whichever comes first
@@ -25,6 +25,8 @@ PART_COLUMNS = ("id", "model", "sample", "digest", "status", "attempts")  # enou
 
 # Columns whose values repeat. A dictionary of values that are all different costs time and 15 % more bytes.
 REPEATING = ["model", "status", "finish_reason", "error_kind", "error_code", "served_model", "system_fingerprint"]
+
+_LONG = [COLUMN_INDEX[name] for name in ("text", "reasoning", "tool_calls", "input")]  # where the bytes are
 
 _TYPES = {
     "string": pa.string(),
@@ -54,9 +56,7 @@ def write_part(rows: Iterable[Sequence[Any]], carried: Mapping[str, str], staged
             staged, layout, compression="zstd", compression_level=3, use_dictionary=REPEATING
         ) as writer:
             for group in _groups(rows):
-                columns = [
-                    pa.array(values, layout.field(place).type) for place, values in enumerate(zip(*group, strict=True))
-                ]
+                columns = [_column(*pair) for pair in zip(zip(*group, strict=True), layout.types, strict=True)]
                 writer.write_table(pa.Table.from_arrays(columns, schema=layout), row_group_size=len(group))
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as exc:
         raise OSError(f"a value does not fit its column: {exc}") from exc
@@ -71,12 +71,19 @@ def write_part(rows: Iterable[Sequence[Any]], carried: Mapping[str, str], staged
     return digest
 
 
+def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    # A third of the columns is empty in most runs, and pyarrow takes its time to find out.
+    if values[0] is None and values.count(None) == len(values):
+        return pa.nulls(len(values), kind)
+    return pa.array(values, kind)
+
+
 def _groups(rows: Iterable[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
     group: list[Sequence[Any]] = []
     size = 0
     for row in rows:
         group.append(row)
-        size += sum([len(value) for value in row if type(value) is str])
+        size += sum([len(row[place] or "") for place in _LONG])
         if len(group) == GROUP_ROWS or size >= GROUP_BYTES:
             yield group
             group, size = [], 0

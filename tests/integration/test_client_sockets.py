@@ -41,7 +41,7 @@ ANSWER = orjson.dumps(
         "usage": {"total_tokens": 12, "completion_tokens": 5, "prompt_tokens": 7},
     }
 )
-SILENCE_S = 0.15  # the idle timeout of tests that wait for it
+SILENCE_S = 0.15  # the timeout of tests that wait for it
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -132,7 +132,7 @@ def keeps_the_key(exc: APIError) -> None:
 
 async def ask(url: str, *, body: bytes = b"{}", **endpoint: Any) -> Any:
     """One request with a fresh client; checks that no error shows the key."""
-    async with connect(Endpoint(**{"base_url": url, "key": KEY, "idle_s": 5.0, **endpoint})) as api:
+    async with connect(Endpoint(**{"base_url": url, "key": KEY, "total_s": 5.0, **endpoint})) as api:
         try:
             return await api.complete(body)
         except APIError as exc:
@@ -373,10 +373,10 @@ async def test_a_redirect_is_an_error_and_the_key_goes_to_no_other_host(status: 
         pytest.param(http(ANSWER)[:-9], id="half an answer"),
     ],
 )
-async def test_silence_ends_with_the_idle_timeout(data: bytes) -> None:
+async def test_silence_ends_with_the_total_timeout(data: bytes) -> None:
     async with serving(says(data, then="silence")) as server:
-        with pytest.raises(APITimeoutError, match=r"^nothing received for 0.15 s$"):
-            await ask(server.url, idle_s=SILENCE_S)
+        with pytest.raises(APITimeoutError, match=r"^no whole answer within 0.15 s$"):
+            await ask(server.url, total_s=SILENCE_S)
 
 
 async def test_a_drip_that_never_falls_silent_ends_with_the_total_timeout() -> None:
@@ -389,7 +389,7 @@ async def test_a_drip_that_never_falls_silent_ends_with_the_total_timeout() -> N
 
     async with serving(drip) as server:
         with pytest.raises(APITimeoutError, match=r"^no whole answer within 0.2 s$"):
-            await ask(server.url, idle_s=5.0, total_s=0.2)
+            await ask(server.url, total_s=0.2)
 
 
 async def test_a_connection_that_is_never_accepted_ends_with_the_connect_timeout() -> None:
@@ -418,6 +418,18 @@ async def test_a_tls_handshake_that_hangs_ends_with_the_connect_timeout() -> Non
             await ask(f"https://127.0.0.1:{listener.getsockname()[1]}/v1", connect_s=SILENCE_S)
 
 
+async def test_a_caller_who_cancels_is_not_told_of_a_timeout() -> None:
+    """Where both come in the same turn, the cancellation must reach whoever asked for it."""
+    async with serving(says(b"", then="silence")) as server, connect(Endpoint(base_url=server.url)) as api:
+        task = asyncio.ensure_future(api.complete(b"{}"))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        api._since[task] = float("-inf")
+        api._sweep()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
 async def test_a_cancelled_request_closes_its_connection() -> None:
     """Otherwise the next prompt would read the answer to this one."""
     async with serving(says(b"", then="silence")) as server, connect(Endpoint(base_url=server.url)) as api:
@@ -442,7 +454,7 @@ async def test_an_answer_after_its_timeout_is_not_taken_for_the_next_one() -> No
         else:
             writer.write(http(ANSWER))
 
-    async with serving(slow_once) as server, connect(Endpoint(base_url=server.url, idle_s=SILENCE_S)) as api:
+    async with serving(slow_once) as server, connect(Endpoint(base_url=server.url, total_s=SILENCE_S)) as api:
         with pytest.raises(APITimeoutError):
             await api.complete(b"{}")
         await asyncio.sleep(SILENCE_S * 2)

@@ -33,7 +33,7 @@ params: {max_completion_tokens: 100, temperature: 0, top_p: 1, seed: 1, stop: [a
 samples: 2
 limits: {concurrency: 8, rpm: 100, tpm: 1M, tier: developer, rph:, rpd:, tph:, tpd:}
 retry: {attempts: 6, max_wait_s: 120, reask: 2}
-timeouts: {connect_s: 1, idle_s: 2, total_s: 3}
+timeouts: {connect_s: 1, total_s: 3}
 fail_if: "errors > 1%"
 results: {carry: [answer], input: true, part_rows: 50000, format: parquet}
 output: runs/gsm8k-{date}-{time}-{model}-{name}

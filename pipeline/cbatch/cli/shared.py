@@ -99,7 +99,6 @@ class Connection:
             key=key,
             proxy=environment.proxy_for(url),
             connect_s=times.connect_s,
-            idle_s=times.idle_s,
             total_s=times.total_s,
         )
 
