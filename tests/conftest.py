@@ -13,6 +13,11 @@ from unittest.mock import Mock
 import aiohttp
 import pytest
 from aioresponses import aioresponses
+from hypothesis import HealthCheck, settings
+
+# Laws are about what is true, not about how fast this machine finds out.
+settings.register_profile("cbatch", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("cbatch")
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"  # real prompt sets, where they are at hand
 

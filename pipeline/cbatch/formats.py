@@ -208,7 +208,9 @@ def to_json(value: Any) -> bytes:
     """A row or a value as JSON, whatever is in it."""
     try:
         return orjson.dumps(value, default=plain, option=orjson.OPT_NON_STR_KEYS)
-    except TypeError:  # lone surrogates, integers over 64 bits
+    except TypeError as exc:  # lone surrogates, integers over 64 bits
+        if "Recursion" in str(exc):
+            raise RecursionError("nested too deeply") from None
         return repr(value).encode("utf-8", "backslashreplace")
 
 

@@ -176,11 +176,15 @@ class Journal:
             if create:
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # before SQLite makes it world-readable
             self._db = _open(path, write=create)
-            version = self._prepare(create)
         except sqlite3.Error as exc:
             raise _journal_error(path, exc) from None
         except OSError as exc:
             raise JournalError(f"{path}: cannot be written: {exc.strerror}", hint="choose another --output") from None
+        try:
+            version = self._prepare(create)
+        except sqlite3.Error as exc:
+            self._db.close()
+            raise _journal_error(path, exc) from None
         if version != FORMAT:
             self._db.close()
             raise JournalError(
@@ -484,14 +488,16 @@ class Writer:
 
 
 def _open(path: Path, *, write: bool) -> sqlite3.Connection:
+    uri = path.resolve().as_uri() + ("" if write else "?mode=ro")
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10)
     if write:
-        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        db.execute("PRAGMA wal_autocheckpoint=4000")  # 16 MB: a checkpoint costs two more fsyncs
-    else:
-        uri = f"{path.resolve().as_uri()}?mode=ro"
-        db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+            db.execute("PRAGMA wal_autocheckpoint=4000")  # 16 MB: a checkpoint costs two more fsyncs
+        except sqlite3.Error:
+            db.close()
+            raise
     return db
 
 
