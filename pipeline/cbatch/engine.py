@@ -13,8 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -26,11 +25,13 @@ from cbatch import __version__, catalog
 from cbatch.answers import AnswerCheck
 from cbatch.client import Client
 from cbatch.errors import CbatchError, JobError, JournalError, RunStopped, SourceError
+from cbatch.feed import Pending, Places
 from cbatch.gate import Gate
 from cbatch.job import Job
 from cbatch.journal import Journal, RunLock, Writer
 from cbatch.measure import cost_usd, record
 from cbatch.pace import Pacer
+from cbatch.parquet import table, tally, where
 from cbatch.publish import Publisher, carried_types, rebuild
 from cbatch.render import Renderer, RenderError
 from cbatch.resume import Resume, Work, try_template
@@ -46,7 +47,7 @@ PART_BYTES = 256 << 20  # a part is cut at this much text, however few its rows
 PART_S = 300.0  # and at least this often, so that long runs can be looked into
 HANDSHAKES_PER_S = 500  # TLS handshakes cost 1-2 ms each: connections open gradually
 
-_ERROR_KIND = COLUMN_INDEX["error_kind"]
+_ERROR_KIND, _MODEL = COLUMN_INDEX["error_kind"], COLUMN_INDEX["model"]
 
 Connect = Callable[[], AbstractAsyncContextManager[Client]]
 
@@ -61,6 +62,7 @@ class Run:
         *,
         connect: Connect,
         endpoint: str,
+        simulated: bool = False,
         options: Options | None = None,
         warn: Callable[[str], None] = lambda message: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -72,6 +74,7 @@ class Run:
         self.progress = Progress()
         self._connect = connect
         self._endpoint = endpoint
+        self._simulated = simulated
         self._options = options or Options()
         self._warn = warn
         self._now = now
@@ -101,7 +104,8 @@ class Run:
         # Reading the job and the input comes before the folder is touched: a typo must leave no trace.
         source = Source(self.job, limit=self._options.limit)
         survey = await asyncio.to_thread(source.survey)
-        try_template(source, survey, self._renderers[self.job.model[0]])
+        try_template(source, survey, self._renderers[self.job.model[0]], self.job.at("prompt"))
+        self.folder.check()
         lock = RunLock(self.folder.lock)
         try:
             if self._options.fresh:
@@ -123,8 +127,12 @@ class Run:
             self._check_carry_types()
             await asyncio.to_thread(publisher.recover)
             progress.total = survey.rows * len(job.model) * job.samples
+            progress.left_by_model = dict.fromkeys(job.model, survey.rows * job.samples)
             progress.cost_usd, progress.unpriced = writer.paid.cost_usd, writer.paid.unpriced
             info = folder.read_info()
+            self._sessions = list(info.get("sessions", []))[-99:]
+            if info.get("state") == "running":  # killed: what its heartbeat and its rows tell
+                self._sessions.append(_killed(journal.get("live") or {}, self._sessions, sum(journal.counts())))
             resume = self._resume = Resume(job, journal, self._renderers, self._options)
             await asyncio.to_thread(resume.compare, source, survey, self._endpoint, info.get("endpoint"))
             if not resume.known_before:
@@ -135,12 +143,15 @@ class Run:
                 await asyncio.to_thread(publisher.cut_unplaced)
             self._uncut_seq = journal.unplaced()[0]
             # One iterator a model: a slow model's quota must not hold up another's.
-            self._pending = [_Peekable(resume.unanswered(source, survey, model, progress)) for model in job.model]
-            self._write_info(info, source, survey, "running")
-            if not all([await pending.is_empty() for pending in self._pending]):
+            self._pending = [Pending(resume.unanswered(source, survey, model, progress)) for model in job.model]
+            if nothing_new := all([await pending.is_empty() for pending in self._pending]):
+                summary = await self._close(survey)
+            else:
+                self._write_info(info, source, survey, "running")
                 await self._send_all()
-            summary = await self._close(survey)
-            self._write_info(info, source, survey, summary.state, summary)
+                summary = await self._close(survey)
+            if not (nothing_new and info.get("state") == summary.state):  # or the last session's figures would go
+                self._write_info(info, source, survey, summary.state, summary)
             return summary
         finally:
             await asyncio.to_thread(publisher.close)
@@ -172,7 +183,7 @@ class Run:
 
     async def _send_all(self) -> None:
         job = self.job
-        self._places = _Places(job.bound())
+        self._places = Places(job.bound())
         async with self._connect() as api:
             self._writer.set("unknown_at_most", max(job.bound(), self._paid_twice)).result()
             senders = [self._sender(model, api) for model in job.model]
@@ -230,7 +241,7 @@ class Run:
 
     # -- one worker -------------------------------------------------------------------------
 
-    async def _worker(self, models: list[tuple[Sender, _Peekable]], opening: AsyncLimiter | None) -> None:
+    async def _worker(self, models: list[tuple[Sender, Pending[Work]]], opening: AsyncLimiter | None) -> None:
         task = asyncio.current_task()
         assert task is not None
         if opening is not None:
@@ -297,6 +308,7 @@ class Run:
         for durable in records:
             progress.answered += 1
             row = durable.row
+            progress.left_by_model[row[_MODEL]] -= 1
             if durable.ok:
                 progress.done += 1
             else:
@@ -378,6 +390,8 @@ class Run:
                 await asyncio.wrap_future(self._writer.do(lambda db: None))
                 await asyncio.sleep(0)  # the counts of the last commit were called soon, before this
                 await asyncio.to_thread(self._publisher.finish)
+                if self.progress.failed > sum(self.progress.errors.values()):
+                    await asyncio.to_thread(self._count_earlier_errors)
                 complete = self.progress.done + self.progress.failed == self.progress.total
                 if complete and self._options.limit is None:
                     self._resume.settle(self._writer, survey, self._endpoint)
@@ -387,6 +401,15 @@ class Run:
             except JournalError as exc:
                 self._error = self._error or exc
         return self._summary()
+
+    def _count_earlier_errors(self) -> None:
+        """Fill in the kinds of the failures of earlier sessions, from the parts."""
+        with suppress(OSError):
+            failures = where(table(self.folder.parts, [], ["status", "error_kind", "error_message"]), "status", "error")
+            self.progress.errors = tally(failures.column("error_kind"))
+            for kind in self.progress.errors:
+                first = where(failures, "error_kind", kind).column("error_message")[0].as_py()
+                self.progress.samples.setdefault(kind, first)
 
     def _summary(self) -> Summary:
         progress, activity = self.progress, self.progress.activity
@@ -404,6 +427,7 @@ class Run:
         elif left and self._signal is not None:
             state, exit_code = "interrupted", 128 + self._signal
         paid = self._writer.paid
+        elapsed_s = round(self._loop.time() - progress.started_s, 3)
         return Summary(
             name=self.job.name,
             folder=str(self.folder.path),
@@ -419,11 +443,15 @@ class Run:
             answered=progress.answered,
             retries=activity.retries,
             rate_limited=activity.rate_limited,
-            elapsed_s=self._loop.time() - progress.started_s,
-            completion_tokens=progress.completion_tokens,
+            elapsed_s=elapsed_s,
+            tokens_per_s=progress.completion_tokens / elapsed_s if elapsed_s > 0 else 0.0,
+            prompt_tokens=paid.prompt_tokens,
+            completion_tokens=paid.completion_tokens,
             cost_usd=None if paid.answers and paid.unpriced == paid.answers else paid.cost_usd,
             unpriced=paid.unpriced,
             paid_twice_at_most=self._paid_twice,
+            abandoned=self._cut_off,
+            simulated=self._simulated,
             workers=min(self.job.limits.concurrency, progress.total),
             pace_wait_s=activity.pace_wait_s,
             backoff_s=activity.backoff_s,
@@ -444,12 +472,13 @@ class Run:
     ) -> None:
         if self._writer.failed is not None:
             return
-        sessions = list(earlier.get("sessions", []))[-99:]
+        sessions = list(self._sessions)
         info: dict[str, Any] = {
             "cbatch": __version__,
             "name": self.job.name,
             "state": state,
             "endpoint": self._endpoint,
+            "simulated": self._simulated,
             "job": self.job.model_dump(mode="json", exclude_none=True),
             "source": {
                 "files": [str(f) for f in source.files],
@@ -474,67 +503,10 @@ class Run:
             self._warn(f"{self.folder.info_file}: could not be written; the results are complete without it")
 
 
-class _Places:
-    """How many more rows may be sent before one becomes durable: a semaphore that gives back in batches."""
-
-    def __init__(self, free: int) -> None:
-        self._free = free
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._loop = asyncio.get_running_loop()
-
-    def take(self) -> bool:
-        """Take a place if one is free."""
-        if self._free == 0:
-            return False
-        self._free -= 1
-        return True
-
-    async def wait(self) -> None:
-        """Take a place as soon as one is free; first come, first served."""
-        place = self._loop.create_future()
-        self._waiting.append(place)
-        await place  # a cancelled worker takes its place with it: the run is ending
-
-    def give_back(self, count: int) -> None:
-        """Free so many places."""
-        while count and self._waiting:
-            if not (place := self._waiting.popleft()).done():
-                place.set_result(None)
-                count -= 1
-        self._free += count
-
-
-class _Peekable:
-    """The prompts of one model that have no row yet, shared by its workers."""
-
-    def __init__(self, works: Iterator[Work | None]) -> None:
-        self._works = works
-        self._next: Work | None = None
-        self._ended = False
-
-    def pull(self) -> Work | None:
-        """The next one; None at the end, or after a stretch of known rows: `is_empty` says which."""
-        if self._next is not None:
-            work, self._next = self._next, None
-            return work
-        try:
-            return next(self._works)
-        except StopIteration:
-            self._ended = True
-            return None
-
-    def exhaust(self) -> None:
-        """Look at what is left without sending it, for the counts."""
-        for _ in self._works:
-            pass
-
-    async def is_empty(self) -> bool:
-        """Whether nothing is left; lets the loop breathe while it skips known rows."""
-        while self._next is None and not self._ended:
-            self._next = self.pull()
-            if self._next is None:
-                await asyncio.sleep(0)
-        return self._next is None
+def _killed(live: dict[str, Any], sessions: list[dict[str, Any]], rows: int) -> dict[str, Any]:
+    """The session that a kill cut off; its last heartbeat may be older than its last row."""
+    answered = max(rows - sum(session.get("answered", 0) for session in sessions), 0)
+    return {**live, "answered": answered, "sent": max(live.get("sent", 0), answered), "killed": True}
 
 
 def _json(value: object) -> str:

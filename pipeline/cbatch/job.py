@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -290,6 +291,7 @@ class Job(Part):
     fail_if: FailIf = Field(default_factory=FailIf)
     results: Results = Field(default_factory=Results)
     folder: str  # of the job file: input paths start here
+    places: dict[str, str] = Field(default_factory=dict, exclude=True)  # key -> "job.yaml:3", for messages
 
     @model_validator(mode="before")
     @classmethod
@@ -316,8 +318,10 @@ class Job(Part):
         for model in self.model:
             known = catalog.card(model)
             if self.limits.tier and not known and not (self.limits.rpm and self.limits.tpm):
+                near = difflib.get_close_matches(model, catalog.load()[0], n=1)
+                guess = f"did you mean {near[0]}? else " if near else ""
                 raise ValueError(
-                    f"limits.tier: no limits are known for model {model!r}; give limits.rpm and limits.tpm"
+                    f"limits.tier: no limits are known for model {model!r}; {guess}give limits.rpm and limits.tpm"
                 )
             limit = self.params.completion_limit
             if known and limit and limit > known.max_output_tokens:
@@ -326,6 +330,14 @@ class Job(Part):
                     f"{known.max_output_tokens:,}"
                 )
         return self
+
+    def at(self, key: str) -> str:
+        """`job.yaml:3: input.id`: where a key was given, or the nearest one above it."""
+        parts = key.split(".")
+        for length in range(len(parts), 0, -1):
+            if place := self.places.get(".".join(parts[:length])):
+                return f"{place}: {key}"
+        return key
 
     def bound(self) -> int:
         """How many rows may be sent and not yet durable: what a crash can cost at most."""

@@ -125,5 +125,5 @@ def accepted(keys: tuple[object, ...]) -> list[str]:
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             return []
         model = inner
-    names = [name for name in model.model_fields if (model, name) != (Job, "folder")]
+    names = [name for name in model.model_fields if (model, name) not in ((Job, "folder"), (Job, "places"))]
     return names + [path[-1] for path in LATER_KEYS if path[:-1] == tuple(str(k) for k in keys)]

@@ -68,12 +68,14 @@ def parse(text: str, path: Path, overrides: Sequence[str] = ()) -> Job:
     for section in _SECTIONS:
         if isinstance(raw.get(section), dict):
             raw[section] = {k: v for k, v in raw[section].items() if v is not None}
-    if "folder" in raw:  # a field of Job, not a key of job.yaml
-        raise JobError(f"{where(('folder',))}: unknown key", hint=f"accepted here: {', '.join(accepted(()))}")
+    for name in ("folder", "places"):  # fields of Job, not keys of job.yaml
+        if name in raw:
+            raise JobError(f"{where((name,))}: unknown key", hint=f"accepted here: {', '.join(accepted(()))}")
     _load_files(raw, where)
     folder = str(path.parent.resolve())
     try:
-        job = Job.model_validate({"name": path.stem, **raw, "folder": folder})
+        places = {".".join(keys): f"{path}:{line}" if isinstance(line, int) else line for keys, line in lines.items()}
+        job = Job.model_validate({"name": path.stem, **raw, "folder": folder, "places": places})
     except ValidationError as exc:
         raise job_error(exc, where) from None
     for key_path, check in (

@@ -17,6 +17,7 @@ def json_schema() -> dict[str, Any]:
     schema.pop("description", None)
     properties = schema["properties"]
     properties.pop("folder")
+    properties.pop("places")
     schema["required"] = ["model", "input", "prompt"]
     text: dict[str, Any] = {"type": "string"}
     texts: dict[str, Any] = {"type": "array", "items": text}

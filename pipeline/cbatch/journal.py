@@ -489,6 +489,10 @@ class Writer:
 
 def _open(path: Path, *, write: bool) -> sqlite3.Connection:
     uri = path.resolve().as_uri() + ("" if write else "?mode=ro")
+    if not write and not os.access(path.parent, os.W_OK):
+        # Reading a WAL database writes its index beside it. An archived run has no WAL any more: then
+        # the file alone is all there is.
+        uri += "&immutable=1"
     db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10)
     if write:
         try:

@@ -40,7 +40,8 @@ _TYPES = {
 
 def schema(carried: Mapping[str, str]) -> pa.Schema:
     """The schema of every part of a run: COLUMNS, then the carried columns with their types."""
-    return pa.schema([pa.field(name, _TYPES[kind]) for name, kind in (*COLUMNS, *carried.items())])
+    described = [pa.field(name, _TYPES[kind], metadata={"description": text}) for name, kind, text in COLUMNS]
+    return pa.schema([*described, *(pa.field(name, _TYPES[kind]) for name, kind in carried.items())])
 
 
 def write_part(rows: Iterable[Sequence[Any]], carried: Mapping[str, str], staged: Path, final: Path) -> str:
@@ -115,7 +116,7 @@ def is_part(path: Path) -> bool:
 
 def types_of(path: Path) -> dict[str, str]:
     """The carried columns of a part and their types, as `schema` takes them."""
-    names = {name for name, _ in COLUMNS}
+    names = {name for name, _, _ in COLUMNS}
     back = {kind: name for name, kind in _TYPES.items()}
     return {field.name: back.get(field.type, "string") for field in pq.read_schema(path) if field.name not in names}
 

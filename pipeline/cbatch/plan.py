@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from cbatch import catalog
 from cbatch.job import Job
+from cbatch.journal import Journal, key_of
 from cbatch.pace import MARGIN
 from cbatch.render import Renderer, RenderError
+from cbatch.resume import try_template
 from cbatch.source import Source
 
 TYPICAL_TOKENS = 300  # an answer's length where nothing is known about it
@@ -40,6 +42,8 @@ class Plan:
     files: list[str]
     rows: int
     broken_rows: int
+    known: int  # answered already, unchanged
+    edited: int  # answered already, and edited since: a run asks what to do
     unrenderable_rows: int
     requests: int
     first_body: bytes | None
@@ -48,11 +52,15 @@ class Plan:
     models: list[ModelPlan]
 
 
-def plan(job: Job, limit: int | None = None) -> Plan:
-    """Read and render everything. Raises JobError and SourceError as a run would."""
+def plan(job: Job, limit: int | None = None, journal: Journal | None = None) -> Plan:
+    """Read and render everything; `journal` is an earlier run's. Raises JobError and SourceError as a run would."""
     source = Source(job, limit=limit)
     survey = source.survey()
     renderers = {model: Renderer(job, model) for model in job.model}
+    try_template(source, survey, renderers[job.model[0]], job.at("prompt"))
+    if journal is not None:
+        journal.index()
+    known = edited = 0
     prompt_tokens = dict.fromkeys(job.model, 0)
     reserved = dict.fromkeys(job.model, 0)
     requests = dict.fromkeys(job.model, 0)
@@ -60,23 +68,30 @@ def plan(job: Job, limit: int | None = None) -> Plan:
     first_origin = first_problem = None
     unrenderable = 0
     for prompt in source.prompts(survey, job.model):
-        if prompt.sample or prompt.problem is not None:
+        if prompt.problem is not None:
             continue
         try:
             request = renderers[prompt.model](prompt)
         except RenderError as exc:
-            unrenderable += prompt.model == job.model[0]
+            unrenderable += prompt.model == job.model[0] and not prompt.sample
             first_problem = first_problem or f"{prompt.origin}: {exc}"
             continue
         if first_body is None:
             first_body, first_origin = request.body, prompt.origin
-        requests[prompt.model] += job.samples
-        prompt_tokens[prompt.model] += request.prompt_tokens_estimate * job.samples
-        reserved[prompt.model] += request.reserve_tokens * job.samples
+        found = journal.lookup(key_of(prompt.id, prompt.model), prompt.sample) if journal is not None else None
+        if found is not None and (found.digest == request.digest or found.ok):
+            known += found.digest == request.digest
+            edited += found.digest != request.digest
+            continue
+        requests[prompt.model] += 1
+        prompt_tokens[prompt.model] += request.prompt_tokens_estimate
+        reserved[prompt.model] += request.reserve_tokens
     return Plan(
         files=[str(path) for path in source.files],
         rows=survey.rows,
         broken_rows=survey.problems,
+        known=known,
+        edited=edited,
         unrenderable_rows=unrenderable,
         requests=sum(requests.values()),
         first_body=first_body,
@@ -114,7 +129,8 @@ def _seconds(job: Job, model: str, requests: int, prompt_tokens: int, answer_tok
     card = catalog.card(model)
     speed = card.tokens_per_s if card else UNKNOWN_TOKENS_PER_S
     workers = max(1, job.limits.concurrency // len(job.model))
-    seconds = {"concurrency": requests * (OVERHEAD_S + answer_tokens / speed) / workers}
+    rounds = -(-requests // workers)  # no run is shorter than one answer
+    seconds = {"concurrency": rounds * (OVERHEAD_S + answer_tokens / speed)}
     if rpm:
         seconds["requests/min"] = requests * 60 / (rpm * MARGIN)
     if tpm:

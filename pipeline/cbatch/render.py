@@ -73,6 +73,8 @@ def _environment() -> _Environment:
 
 def _printable(value: Any) -> Any:
     """Refuse what prints as `<built-in method items of dict object at 0x7f…>`, such as {{ order.items }}."""
+    if value is None:
+        raise TypeError("a column is null, and null has no text: write {{ x | default('', true) }} if it may be")
     if isinstance(value, Iterator) or (callable(value) and not isinstance(value, jinja2.Undefined)):
         kind = "an iterator" if isinstance(value, Iterator) else "a function"
         raise TypeError(f"{kind} is not text: write order['items'] for a column, f() for a call, x | list for a list")
@@ -104,7 +106,8 @@ def condition(text: str) -> Callable[[Mapping[str, Any]], bool]:
                 raise jinja2.UndefinedError(f"{text!r} is undefined for this row")
             return bool(value)
         except _TEMPLATE_ERRORS as exc:
-            raise RenderError(f"input.where cannot be decided: {exc}") from None
+            hint = "; values of a CSV are text: compare x | int" if "not supported between" in str(exc) else ""
+            raise RenderError(f"input.where cannot be decided: {exc}{hint}") from None
 
     return holds
 
@@ -222,11 +225,14 @@ def _substitution(
                 texts.append("")
             else:
                 return None
-    pairs, last = list(zip(texts, names, strict=False)), texts[-1]
+    befores, last = texts[:-1], texts[-1]
 
     def join(fields: Mapping[str, Any]) -> str:
         try:
-            return "".join([text + str(fields[name]) for text, name in pairs]) + last
+            values = [fields[name] for name in names]
+            if None in values:
+                return render(fields)  # the error that says what to do about it
+            return "".join([text + str(value) for text, value in zip(befores, values, strict=True)]) + last
         except KeyError:
             return render(fields)  # a global of Jinja's, or the error that names what is missing
 

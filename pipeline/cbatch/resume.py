@@ -66,9 +66,12 @@ class Resume:
         if label is not None and label != endpoint:
             raise JobError(
                 f"{folder}: holds answers from {label}, and this run would add answers from {endpoint}",
-                hint="use another folder with --output, or start over with --fresh",
+                hint="--output DIR keeps both; --fresh deletes these and starts over"
+                + ("; answers of the simulator and of the real API never mix" if "local" in label else ""),
             )
-        if self._journal.get("recipe") == self._recipe() and self._journal.get("source") == survey.fingerprint:
+        unchanged = self._journal.get("recipe") == self._recipe() and self._journal.get("source") == survey.fingerprint
+        # `--changed rerun` also means what was kept before.
+        if unchanged and self._options.changed != "rerun":
             return
         self._check_digests = True
         known = changed = 0
@@ -80,7 +83,8 @@ class Resume:
         self.orphaned = self.known_before - known
         if not known and self._options.limit is None:  # a limit may just not reach the known rows
             raise JobError(
-                f"{folder}: belongs to another job: none of its {self.known_before:,} rows comes from this input",
+                f"{folder}: belongs to another job: none of its {self.known_before:,} rows comes from this input "
+                f"and model {', '.join(self._job.model)}",
                 hint="use another folder with --output, or start over with --fresh",
             )
         if changed and self._options.changed is None:
@@ -107,6 +111,7 @@ class Resume:
             if self._must_run_again(known, prompt):
                 yield Work(prompt, key, known.seq)
                 continue
+            progress.left_by_model[model] -= 1
             progress.done += known.ok
             progress.failed += not known.ok
             skipped += 1
@@ -146,7 +151,7 @@ class Resume:
             return b""
 
 
-def try_template(source: Source, survey: Survey, renderer: Renderer) -> None:
+def try_template(source: Source, survey: Survey, renderer: Renderer, at: str) -> None:
     """Raise JobError if none of the first rows can be rendered: then the template is wrong, not a row."""
     problem: tuple[str, str] | None = None
     for seen, row in enumerate(source.prompts(survey, ("",))):
@@ -160,4 +165,4 @@ def try_template(source: Source, survey: Survey, renderer: Renderer) -> None:
             else:
                 return
     if problem is not None:
-        raise JobError(f"prompt: no row can be rendered; {problem[0]}: {problem[1]}", hint="see `cbatch plan`")
+        raise JobError(f"{at}: no row can be rendered; {problem[0]}: {problem[1]}")

@@ -50,6 +50,11 @@ class RunDir:
         """The visible parts, in order."""
         return sorted(self.results.glob("*.parquet"))
 
+    def check(self) -> None:
+        """Raise JournalError where results/ cannot be a folder: better now than when all is paid for."""
+        if self.results.exists() and not self.results.is_dir():
+            raise JournalError(f"{self.results}: a file stands where results go", hint="choose another --output")
+
     def is_run(self) -> bool:
         """Whether a run has been here."""
         return self.info_file.exists() or self.journal.exists()

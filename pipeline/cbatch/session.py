@@ -45,6 +45,7 @@ class Progress:
     completion_tokens: int = 0  # this session
     cost_usd: float = 0.0  # all sessions
     unpriced: int = 0
+    left_by_model: dict[str, int] = field(default_factory=dict)
     errors: dict[str, int] = field(default_factory=dict)  # this session, by kind
     samples: dict[str, str] = field(default_factory=dict)  # one message per kind
     activity: Activity = field(default_factory=Activity)
@@ -55,7 +56,11 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """How a session of a run ended. `exit_code` is that of the contract."""
+    """How a session of a run ended. `exit_code` is that of the contract.
+
+    Counts of prompts, tokens, cost and errors are of the whole run; `sent`, `answered`, `retries`,
+    `rate_limited`, `elapsed_s`, `tokens_per_s`, the waits and `abandoned` are of this session.
+    """
 
     name: str
     folder: str
@@ -70,10 +75,14 @@ class Summary:
     retries: int
     rate_limited: int
     elapsed_s: float
+    tokens_per_s: float
+    prompt_tokens: int
     completion_tokens: int
     cost_usd: float | None
     unpriced: int
     paid_twice_at_most: int
+    abandoned: int  # requests cancelled on the wire
+    simulated: bool
     workers: int
     pace_wait_s: float  # waiting for the rate limit, and in retries: summed over workers
     backoff_s: float

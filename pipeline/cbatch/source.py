@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 
 from cbatch.errors import JobError, SourceError
 from cbatch.formats import Row, format_of, plain, read, to_json
-from cbatch.job import Input, Job
+from cbatch.job import Job
 from cbatch.render import RenderError, condition
 from cbatch.schema import COLUMN_INDEX, Prompt
 
@@ -56,7 +56,7 @@ class Source:
         self._decided = False  # whether `where` said yes or no of any row
         limits = [n for n in (job.input.limit, limit) if n is not None]
         self._limit = min(limits) if limits else None
-        self.files = find_files(job.input, Path(job.folder))
+        self.files = find_files(job)
 
     def rows(self, chosen: frozenset[int] | None = None) -> Iterator[Row]:
         """The rows that `where`, `sample`, `shard` and `limit` leave, applied in this order."""
@@ -83,13 +83,12 @@ class Source:
         if not hashes:
             names = ", ".join(str(f) for f in self.files[:3])
             filters = [k for k in ("where", "sample", "shard", "limit") if getattr(self._spec, k) is not None]
-            raise SourceError(
-                f"{names}: no rows to run" + (f" after {', '.join(filters)}" if filters else "; the input is empty")
-            )
+            why = f" after {', '.join(filters)}" if filters and self._any() else "; the input is empty"
+            raise SourceError(f"{names}: no rows to run{why}")
         if self._where is not None and not self._decided:
             self._refuse_condition()
         if column is not None and not identified and not self._has_column(column):
-            raise JobError(f"input.id: no row has a column {column!r}", hint=self._columns_hint())
+            raise JobError(f"{self._job.at('input.id')}: no row has a column {column!r}", hint=self._columns_hint())
         repeated = _repeated(hashes)
         if repeated and column is not None:
             self._refuse_duplicates(chosen, repeated)
@@ -189,7 +188,9 @@ class Source:
                     guess.see(name in row.fields, row.fields.get(name))
         for name, guess in guesses.items():
             if not guess.found:
-                raise JobError(f"results.carry: no row has a column {name!r}", hint=self._columns_hint())
+                raise JobError(
+                    f"{self._job.at('results.carry')}: no row has a column {name!r}", hint=self._columns_hint()
+                )
         return {name: guess.type for name, guess in guesses.items()}
 
     def _refuse_duplicates(self, chosen: frozenset[int] | None, repeated: set[bytes]) -> None:
@@ -213,6 +214,9 @@ class Source:
                 hint=f"ids must be unique; `input.id: {self._spec.id}` may name the wrong column",
             )
 
+    def _any(self) -> bool:
+        return next(self._all_rows(), None) is not None
+
     def _refuse_condition(self) -> None:
         """Raise JobError if `where` can be decided for no row at all: then it is wrong, not a row."""
         first: Row | None = None
@@ -222,7 +226,11 @@ class Source:
             if row.problem is not None and row.problem.startswith("input.where"):
                 first = first or row
         if first is not None:
-            raise JobError(f"{first.problem} ({first.origin}, and so every row)", hint=self._columns_hint())
+            problem = (first.problem or "").removeprefix("input.where ")
+            raise JobError(
+                f"{self._job.at('input.where')}: {problem} ({first.origin}, and so every row)",
+                hint=self._columns_hint(),
+            )
 
     def _has_column(self, name: str) -> bool:
         """Whether any row has the column; also where no row could be read, for then nobody knows."""
@@ -239,8 +247,9 @@ class Source:
         return f"columns are: {', '.join(row.fields)}" if row and row.fields else "no row could be read"
 
 
-def find_files(spec: Input, folder: Path) -> list[Path]:
-    """The files that the paths and globs of `spec` name, globs sorted. Raises SourceError where there is none."""
+def find_files(job: Job) -> list[Path]:
+    """The files that the input's paths and globs name, globs sorted. Raises SourceError where there is none."""
+    spec, folder, at = job.input, Path(job.folder), job.at("input")
     files: list[Path] = []
     for name in spec.path:
         try:
@@ -250,16 +259,16 @@ def find_files(spec: Input, folder: Path) -> list[Path]:
         if path.is_file():
             files.append(path)
         elif path.is_dir():
-            raise SourceError(f"{path}: a folder, not a file", hint=f"name the files, for example {name}/*.jsonl")
+            raise SourceError(f"{at}: {path}: a folder, not a file", hint=f"name the files, for example {name}/*.jsonl")
         elif glob.has_magic(name):
             pattern = Path(name).expanduser()
             root = Path(pattern.anchor) if pattern.is_absolute() else folder
             found = sorted(p for p in root.glob(str(pattern.relative_to(pattern.anchor))) if p.is_file())
             if not found:
-                raise SourceError(f"{path}: no file matches", hint="paths start at the folder of the job file")
+                raise SourceError(f"{at}: {path}: no file matches", hint="paths start at the folder of the job file")
             files += found
         else:
-            raise SourceError(f"{path}: no such file", hint="paths start at the folder of the job file")
+            raise SourceError(f"{at}: {path}: no such file", hint="paths start at the folder of the job file")
     for path in files:
         format_of(path, spec.format)
     return files
@@ -345,6 +354,6 @@ def check_carry(job: Job) -> None:
     for name in job.results.carry:
         if name in COLUMN_INDEX:
             raise JobError(
-                f"results.carry: {name!r} is the name of a result column",
+                f"{job.at('results.carry')}: {name!r} is the name of a result column",
                 hint="rename it in the input; the whole row is in the column `input` too",
             )

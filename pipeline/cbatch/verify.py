@@ -145,7 +145,7 @@ def _check_input(folder: RunDir, journal: Journal, seen: set[tuple[bytes, int]],
         source = Source(job, limit=info.get("limit"))
         survey = source.survey()
     except (ValidationError, JobError, SourceError) as exc:
-        proof.notes.append(f"the input could not be read again, so missing prompts were not looked for: {exc}")
+        proof.problems.append(f"the input cannot be read again, so missing prompts cannot be looked for: {exc}")
         return
     if survey.fingerprint != info.get("source", {}).get("sha256"):
         proof.notes.append("the input was edited since the last run")

@@ -120,7 +120,8 @@ def _walk(
         for key, value in node.value:
             if not key.tag.endswith((":str", ":merge")):
                 if not isinstance(key, yaml.ScalarNode):
-                    raise _Refused(keys, key, "a key must be text, read a list or a mapping")
+                    hint = 'a template in braces goes in quotes: "{{ column }}"'
+                    raise _Refused(keys, key, "a key must be text, read a list or a mapping", hint)
                 hint = f'in quotes it is text: "{key.value}"'
                 raise _Refused(keys, key, f"a key must be text, read {shown(key.value)[1:-1]}", hint)
             inner = (*keys, key.value)

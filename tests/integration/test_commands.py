@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Forking, JobFolder, Result, Sim, questions, wait_for
+from tests.integration.conftest import PIPELINE, Forking, JobFolder, Result, Sim, questions, wait_for
 
 KEY = "csk-0123456789abcdef-secret"
 
@@ -102,7 +106,7 @@ def test_plan_sends_nothing_and_names_the_binding_limit(job: JobFolder, cbatch: 
     path = job.path / "job.yaml"
     path.write_text(json.dumps(job.settings))
     found = cbatch("plan", path, "--json", key=None).summary
-    assert (found["rows"], found["requests"], found["known_rows"]) == (40, 40, 0)
+    assert (found["rows"], found["requests"], found["known"]) == (40, 40, 0)
     model = found["models"][0]
     assert model["binding"] == "requests/min"
     assert model["seconds"]["requests/min"] == pytest.approx(240, rel=0.01)
@@ -112,6 +116,122 @@ def test_plan_sends_nothing_and_names_the_binding_limit(job: JobFolder, cbatch: 
     assert "binds   10 requests/min" in cbatch("plan", path, key=None).out
     assert not job.run.path.exists()
     assert job.sim.requests == 0
+
+
+def test_plan_of_a_run_that_exists_counts_what_is_left_and_what_was_edited(
+    job: JobFolder, cbatch: Callable[..., Result]
+) -> None:
+    job.execute("--limit", "30")
+    path = job.path / "job.yaml"
+    found = cbatch("plan", path, "--json").summary
+    assert (found["requests"], found["known"], found["edited"]) == (10, 30, 0)
+    found = cbatch("plan", path, "--json", "--set", "params.temperature=1").summary
+    assert (found["requests"], found["known"], found["edited"]) == (10, 0, 30)
+    assert "30 answers edited since" in cbatch("plan", path, "--set", "params.temperature=1").out
+
+
+def test_plan_refuses_what_run_refuses(job: JobFolder, cbatch: Callable[..., Result]) -> None:
+    """With the file, the line and the key."""
+    path = job.path / "job.yaml"
+    path.write_text('model: gpt-oss-120b\ninput: rows.jsonl\nprompt: "{{ qestion }}"\n')
+    refused = cbatch("plan", path)
+    assert refused.code == 2
+    assert f"{path}:3: prompt: no row can be rendered; rows.jsonl:1: 'qestion' is undefined" in refused.err
+
+
+def test_silence_is_for_when_all_is_well(job: JobFolder, cbatch: Callable[..., Result]) -> None:
+    """--quiet says nothing on success, and one line with the reason when the exit code is not 0."""
+    job.execute()
+    path = job.path / "job.yaml"
+    well = cbatch("run", path, "--base-url", job.sim.url, "--quiet")
+    assert (well.code, well.out, well.err) == (0, "", "")
+    job.rows([*questions(40), "{broken"])
+    failed = cbatch("run", path, "--base-url", job.sim.url, "--quiet")
+    assert (failed.code, failed.out) == (3, "")
+    assert "40 of 41 prompts done, 1 failed" in failed.err
+    assert "--retry-failed" in failed.err
+
+
+def test_an_error_is_an_object_too_with_json(cbatch: Callable[..., Result]) -> None:
+    found = cbatch("run", "nothing.yaml", "--json")
+    assert found.summary["exit_code"] == found.code == 2
+    assert "no such file" in found.summary["error"]
+    assert cbatch("run", "--json").summary["exit_code"] == 2
+
+
+def test_an_archived_run_can_be_read(job: JobFolder, cbatch: Callable[..., Result]) -> None:
+    """status, report and verify write nothing, so a folder that may only be read is enough."""
+    job.settings["input"] = str(job.path / "rows.jsonl")
+    job.execute()
+    code = (
+        "import os, sys, cbatch.cli.status, cbatch.cli.report, cbatch.cli.verify, pyarrow.dataset\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "from cbatch.cli import main; main(sys.argv[1:])"
+    )
+    if os.getuid() != 0:
+        pytest.skip("only root can become somebody who may not write here")
+    for folder in [job.path, *job.path.parents]:
+        if folder.is_relative_to(tempfile.gettempdir()) and folder != Path(tempfile.gettempdir()):
+            folder.chmod(0o755)
+    for path in [*job.run.path.rglob("*"), job.run.path]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    for command in ("status", "report", "verify"):
+        found = subprocess.run(
+            [sys.executable, "-c", code, command, str(job.run.path)],
+            env={"PYTHONPATH": str(PIPELINE), "PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert found.returncode == 0, found.stderr
+
+
+def test_sessions_add_up_over_a_kill(job: JobFolder, sims: Callable[..., Sim], cbatch: Callable[..., Result]) -> None:
+    """What a killed session sent is not forgotten: never fewer requests than rows."""
+    job.sim = sims("--speed", "1")
+    job.rows(questions(120))
+    process = job.start()
+    wait_for(lambda: job.durable >= 30, "30 rows")
+    process.kill()
+    kept = job.durable
+    job.execute()
+    found = cbatch("status", job.run.path, "--json").summary
+    assert found["done"] == found["answered"] == 120
+    assert found["sent"] >= 120
+    first, second = job.run.read_info()["sessions"]
+    assert (first["killed"], first["answered"], second["answered"]) == (True, kept, 120 - kept)
+
+
+def test_a_run_that_had_nothing_to_do_keeps_the_figures_of_the_last(job: JobFolder) -> None:
+    job.rows([*questions(20), "{broken"])
+    assert job.execute().code == 3
+    before = job.run.read_info()
+    again = job.execute()
+    assert again.code == 3
+    assert again.summary["errors"] == {"source": 1}
+    assert again.summary["completion_tokens"] == before["summary"]["completion_tokens"] > 0
+    assert job.run.read_info() == before
+
+
+def test_several_models_are_reported_apart(job: JobFolder, cbatch: Callable[..., Result]) -> None:
+    job.settings["model"] = ["gpt-oss-120b", "qwen-3.8-27b"]
+    job.execute()
+    found = cbatch("report", job.run.path, "--json").summary
+    assert {m: s["server_tokens_per_s"]["n"] for m, s in found["by_model"].items()} == {
+        "gpt-oss-120b": 40,
+        "qwen-3.8-27b": 40,
+    }
+    text = cbatch("report", job.run.path).out
+    assert len(text.splitlines()) <= 25
+    assert text.count("  qwen-3.8-27b") == 3
+
+
+def test_without_the_input_nothing_is_proven(job: JobFolder, cbatch: Callable[..., Result]) -> None:
+    job.execute()
+    (job.path / "rows.jsonl").unlink()
+    unproven = cbatch("verify", job.run.path)
+    assert unproven.code == 1
+    assert "missing prompts cannot be looked for" in unproven.out
 
 
 def test_models_and_ping(sim: Sim, cbatch: Callable[..., Result]) -> None:

@@ -30,7 +30,7 @@ def refused(job: JobFolder, *args: str, **how: Any) -> str:
     job.sim.reset()
     result = job.execute(*args, **how)
     assert result.code == 2
-    assert result.out == ""
+    assert json.loads(result.out)["exit_code"] == 2
     assert "hint: " in result.err
     assert job.sim.requests == 0
     assert {part: part.read_bytes() for part in job.run.parts} == before
@@ -92,6 +92,15 @@ def test_an_edit_that_was_kept_is_kept_for_good(job: JobFolder) -> None:
     assert "30 of 30 known prompts" in refused(job, "--limit", "30")
     finish(job, "--changed", "keep", sent=10)
     finish(job, sent=0)
+    assert job.proof().rows == 40
+
+
+def test_what_was_kept_can_still_be_sent_again(job: JobFolder) -> None:
+    finish(job, sent=40)
+    job.settings["prompt"] = "Solve this.\n\n{{ question }}"
+    finish(job, "--changed", "keep", sent=0)
+    finish(job, sent=0)
+    finish(job, "--changed", "rerun", sent=40)
     assert job.proof().rows == 40
 
 

@@ -49,7 +49,7 @@ def row(outcome: Completion | Failure = ANSWER, timeline: Timeline = MARKS, **gi
         **given_as,
     }
     made = record(outcome=outcome, timeline=timeline, **arguments)
-    return dict(zip((name for name, _ in COLUMNS), made.row, strict=True))
+    return dict(zip((name for name, _, _ in COLUMNS), made.row, strict=True))
 
 
 def test_every_column_holds_its_own_value_in_the_order_of_the_contract() -> None:
@@ -104,7 +104,7 @@ TYPES = {"string": str, "int64": int, "int32": int, "float64": float, "bool": bo
 
 def test_every_value_is_of_the_type_of_its_column() -> None:
     values = row(ANSWER, tool_calls="[]")
-    for name, kind in COLUMNS:
+    for name, kind, _ in COLUMNS:
         assert values[name] is None or type(values[name]) is TYPES[kind], name
 
 
@@ -274,4 +274,4 @@ def test_cost(usage: Usage, price: Price | None, expected: float | None) -> None
 
 
 def test_the_index_of_a_column_is_its_place_in_the_row() -> None:
-    assert [COLUMN_INDEX[name] for name, _ in COLUMNS] == list(range(len(COLUMNS)))
+    assert [COLUMN_INDEX[name] for name, _, _ in COLUMNS] == list(range(len(COLUMNS)))

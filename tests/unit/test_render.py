@@ -374,5 +374,12 @@ def test_no_operator_can_eat_the_machine(template: str) -> None:
         render(template, {"q": "x"})
 
 
+@pytest.mark.parametrize("template", ["{{ q }}", "{{ q }}{{ 1 + 1 }}"], ids=["a plain column", "jinja's way"])
+def test_a_null_is_not_sent_as_the_word_none(template: str) -> None:
+    with pytest.raises(RenderError, match="null has no text"):
+        render(template, {"q": None})
+    assert said("{{ q | default('-', true) }}", {"q": None}) == "-"
+
+
 def test_multiplying_sensibly_is_as_in_python() -> None:
     assert said("{{ '-' * 3 }}{{ 2**10 }}{{ 1.5 * n }}", {"n": 4}) == "---10246.0"

@@ -518,7 +518,7 @@ def test_a_row_of_which_the_condition_cannot_be_decided_is_a_broken_row(tmp_path
 
 def test_a_condition_that_can_be_decided_of_no_row_is_an_error_of_the_job(tmp_path: Path) -> None:
     write(tmp_path, "a.jsonl", lines({"level": 1}, {"level": 2}))
-    with pytest.raises(JobError, match=r"input\.where cannot be decided: 'levle' is undefined \(a\.jsonl:1") as caught:
+    with pytest.raises(JobError, match=r"input\.where: cannot be decided: 'levle' is undefined \(a\.jsonl:1") as caught:
         source(tmp_path, "a.jsonl", where="levle > 1").survey()
     assert caught.value.hint == "columns are: level"
 

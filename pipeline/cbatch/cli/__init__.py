@@ -89,11 +89,10 @@ def invoke(args: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except click.ClickException as exc:
-        exc.show()
-        return 2
+        ctx = getattr(exc, "ctx", None)
+        return fail(exc.format_message(), f"see `{ctx.command_path if ctx else 'cbatch'} --help`", 2, args)
     except CbatchError as exc:
-        fail(str(exc), exc.hint)
-        return exc.exit_code
+        return fail(str(exc), exc.hint, exc.exit_code, args)
     except BrokenPipeError:
         # `cbatch report … | head`: the reader has seen enough, and Python's own flush at exit must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -101,20 +100,31 @@ def invoke(args: list[str] | None = None) -> int:
     except Exception as exc:
         if os.environ.get("CBATCH_DEBUG"):
             raise
-        fail(
+        return fail(
             f"cbatch has a bug: {type(exc).__name__}: {exc}",
             "what was counted is safe; set CBATCH_DEBUG=1 for the traceback, and please report it",
+            1,
+            args,
         )
-        return 1
     return code if isinstance(code, int) else 0
 
 
-def fail(message: str, hint: str | None) -> None:
-    """Print an error as every command does: what happened, then what to do."""
+def fail(message: str, hint: str | None, code: int, args: list[str] | None) -> int:
+    """End with an error: what happened, then what to do; with --json also as an object on stdout. Returns `code`."""
+    say(message, hint)
+    if "--json" in (sys.argv if args is None else args):
+        import json
+
+        click.echo(json.dumps({"error": message, "hint": hint, "exit_code": code}, indent=2))
+    return code
+
+
+def say(message: str, hint: str | None) -> None:
+    """Print an error and its hint on stderr."""
     for line in message.splitlines():
         click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True)
     if hint:
         click.echo(f"{click.style('hint:', fg='cyan')} {hint}", err=True)
 
 
-__all__ = ["COMMANDS", "cli", "fail", "invoke", "main"]
+__all__ = ["COMMANDS", "cli", "invoke", "main", "say"]

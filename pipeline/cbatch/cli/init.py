@@ -13,6 +13,7 @@ _JOB = """\
 # With a key:  export CEREBRAS_API_KEY=…  then  cbatch run {job}
 # The same line again resumes it; `cbatch plan {job}` shows what it would send and cost.
 
+name: {name}
 model: gpt-oss-120b            # or a list: every prompt goes to every model
 input: {{path: prompts.jsonl, id: id}}   # .jsonl .json .csv .parquet, also .gz .zst, globs and lists
 prompt:                        # Jinja2: {{{{ column }}}} is filled in from each row
@@ -30,7 +31,7 @@ limits:
 # samples: 3                   # answers per prompt
 # fail_if: errors > 1%         # exit code 3 when more fail; the default is any
 # results: {{carry: [topic]}}    # input columns to copy into the results
-# output: runs/{{name}}-{{date}}   # default: runs/<name of this file>
+# output: runs/{{name}}-{{date}}   # default: runs/<name>
 """
 
 _ROWS = """\
@@ -59,7 +60,7 @@ def command(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         rows.write_text(_ROWS, "utf-8")
-        job.write_text(_JOB.format(job=job), "utf-8")
+        job.write_text(_JOB.format(job=job, name=folder.resolve().name or "job"), "utf-8")
     except OSError as exc:
         raise JobError(f"{folder}: cannot be written: {exc.strerror}") from None
     click.echo(f"wrote {job} and {rows}")

@@ -46,29 +46,23 @@ def command(
     Reads and renders everything, sends nothing, needs no key.
     """
     job = jobfile.load(job_file, overrides)
-    found = plan(job, limit)
     folder = RunDir(output_folder(job, output))
-    known = _known(folder)
+    journal = Journal(folder.journal) if folder.journal.exists() else None
+    try:
+        found = plan(job, limit, journal)
+    finally:
+        if journal is not None:
+            journal.close()
     if as_json:
         body = orjson.loads(found.first_body) if found.first_body else None
         models = [asdict(m) | {"binding": m.binding} for m in found.models]
-        print_json(asdict(found) | {"first_body": body, "models": models, "known_rows": known})
+        print_json(asdict(found) | {"first_body": body, "models": models})
         return
-    for line in lines(job, found, folder, known):
+    for line in lines(job, found, folder):
         click.echo(line)
 
 
-def _known(folder: RunDir) -> int:
-    if not folder.journal.exists():
-        return 0
-    journal = Journal(folder.journal)
-    try:
-        return sum(journal.counts())
-    finally:
-        journal.close()
-
-
-def lines(job: Job, found: Plan, folder: RunDir, known: int) -> list[str]:
+def lines(job: Job, found: Plan, folder: RunDir) -> list[str]:
     """The plan, for people."""
     spread = []
     if len(job.model) > 1:
@@ -76,15 +70,18 @@ def lines(job: Job, found: Plan, folder: RunDir, known: int) -> list[str]:
     if job.samples > 1:
         spread.append(plural(job.samples, "sample"))
     times = f" x {' x '.join(spread)}" if spread else ""
-    out = [f"{job.name}: {plural(found.rows, 'row')}{times} = {plural(found.requests, 'request')} to {folder.path}"]
-    if known:
-        out.append(f"  known     {plural(known, 'row')} in {folder.path} already; what is unchanged is not sent again")
+    requests = plural(found.requests, "request")
+    out = [f"{job.name}: {plural(found.rows, 'row')}{times}, {requests} to send, into {folder.path}"]
+    if found.known:
+        out.append(f"  known     {plural(found.known, 'answer')} in {folder.path} already, not sent again")
+    if found.edited:
+        out.append(f"  edited    {plural(found.edited, 'answer')} edited since; run asks for --changed")
     if found.broken_rows:
         out.append(f"  broken    {plural(found.broken_rows, 'row')} cannot be read and will be error rows")
     if found.unrenderable_rows:
         out.append(f"  broken    {plural(found.unrenderable_rows, 'row')} cannot be rendered: {found.first_problem}")
     for model in found.models:
-        out += _model_lines(job, model)
+        out += _model_lines(job, model) if model.requests else []
     if found.first_body is not None:
         text = found.first_body.decode()
         out.append(f"first request ({found.first_origin}):")

@@ -7,6 +7,7 @@ updated by every answer costs more than the answers.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 from collections import deque
 
@@ -39,7 +40,7 @@ async def _on_terminal(run: Run, *, simulated: bool) -> None:
         tqdm(
             total=1,  # until the input is read
             desc=name if len(name) <= 30 else name[:29] + "…",
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+            bar_format="{desc} {percentage:3.0f}%|{bar:16}| {postfix}",
             dynamic_ncols=True,
             leave=False,
             file=sys.stderr,
@@ -49,7 +50,8 @@ async def _on_terminal(run: Run, *, simulated: bool) -> None:
     ):
         while True:
             bar.total, bar.n = progress.total, progress.done + progress.failed
-            bar.set_postfix_str(_state(progress, rates, run) if progress.total else "reading the input", refresh=False)
+            width = shutil.get_terminal_size().columns - len(bar.desc) - 27
+            bar.set_postfix_str(_fit(_state(progress, rates), width), refresh=False)
             bar.refresh()
             await asyncio.sleep(TERMINAL_S)
 
@@ -59,47 +61,64 @@ async def _in_log(run: Run) -> None:
     rates = _Rates(progress)
     while True:
         await asyncio.sleep(LOG_S)
-        done = progress.done + progress.failed
-        click.echo(f"{run.job.name}: {done:,}/{progress.total:,}, {_state(progress, rates, run)}", err=True)
+        click.echo(f"{run.job.name}: {', '.join(_state(progress, rates))}", err=True)
 
 
-def _state(progress: Progress, rates: _Rates, run: Run) -> str:
-    requests_per_s, tokens_per_s = rates.now()
-    parts = [f"{progress.failed:,} failed"] if progress.failed else []
+def _fit(parts: list[str], width: int) -> str:
+    """As many parts as the line has room for: what matters most comes first."""
+    text = ""
+    for part in parts:
+        longer = f"{text}, {part}" if text else part
+        if len(longer) > width:
+            break
+        text = longer
+    return text
+
+
+def _state(progress: Progress, rates: _Rates) -> list[str]:
+    if not progress.total:
+        return ["reading the input"]
+    requests_per_s, tokens_per_s, eta_s = rates.now()
+    parts = [f"{progress.done + progress.failed:,}/{progress.total:,}"]
+    if progress.draining:
+        return [*parts, "stopping", f"{len(progress.activity.on_the_wire)} in flight"]
+    parts += [f"{progress.failed:,} failed"] if progress.failed else []
+    parts += [f"ETA {duration(eta_s)}"] if eta_s is not None else []
     parts.append(f"{rate(requests_per_s)} req/s")
     parts.append(f"{count(round(tokens_per_s))} tok/s")
-    cost = money(progress.cost_usd)
-    parts.append(cost + "+?" if progress.unpriced else cost)
+    parts.append(money(progress.cost_usd) + ("+?" if progress.unpriced else ""))
     parts.append(f"{len(progress.activity.on_the_wire)} in flight")
-    left = progress.total - progress.done - progress.failed
-    if progress.draining:
-        parts.append("stopping: waiting for the answers in flight")
-    else:
-        waiting = progress.waiting_for()
-        if waiting:
-            parts.append(f"waiting for {waiting}")
-        elif progress.activity.backing_off:
-            parts.append(f"{progress.activity.backing_off} in retry")
-        if requests_per_s > 0 and left:
-            parts.append(f"ETA {duration(left / requests_per_s)}")
-    return ", ".join(parts)
+    if progress.activity.backing_off:
+        parts.append(f"{progress.activity.backing_off} in retry")
+    if waiting := progress.waiting_for():
+        parts.append(f"waiting for {waiting}")
+    return parts
 
 
 class _Rates:
-    """Durable rows and tokens per second over the last WINDOW_S."""
+    """Durable rows and tokens per second over the last WINDOW_S, and the time left at these rates."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._marks: deque[tuple[float, int, int]] = deque()
+        self._marks: deque[tuple[float, int, int, dict[str, int]]] = deque()
 
-    def now(self) -> tuple[float, float]:
+    def now(self) -> tuple[float, float, float | None]:
+        """(requests/s, tokens/s, seconds left); None before anything is known of every model."""
         now = asyncio.get_running_loop().time()
         progress = self._progress
-        self._marks.append((now, progress.answered, progress.completion_tokens))
+        left = dict(progress.left_by_model)
+        self._marks.append((now, progress.answered, progress.completion_tokens, left))
         while now - self._marks[0][0] > WINDOW_S and len(self._marks) > 2:
             self._marks.popleft()
-        then, rows, tokens = self._marks[0]
-        if now <= then:
-            then, rows, tokens = progress.started_s, 0, 0
+        then, rows, tokens, before = self._marks[0]
         seconds = max(now - then, 1e-3)
-        return (progress.answered - rows) / seconds, (progress.completion_tokens - tokens) / seconds
+        # The slowest model decides when the run ends. Rows that were skipped as known count as
+        # answered here, so the first seconds of a resumed run look too good; the window forgets them.
+        etas: list[float] = []
+        for model, number in left.items():
+            if number and before[model] == number:
+                return (progress.answered - rows) / seconds, (progress.completion_tokens - tokens) / seconds, None
+            if number:
+                etas.append(number * seconds / (before[model] - number))
+        eta_s = max(etas) if etas and now - then > 1 else None
+        return (progress.answered - rows) / seconds, (progress.completion_tokens - tokens) / seconds, eta_s

@@ -26,7 +26,8 @@ def command(run_dir: Path, as_json: bool) -> None:
     info = folder.read_info()
     found = figures(folder)
     if as_json:
-        print_json({"name": info.get("name"), "state": info.get("state"), "cbatch": info.get("cbatch")} | asdict(found))
+        about = {name: info.get(name) for name in ("name", "state", "cbatch", "endpoint", "simulated")}
+        print_json(about | asdict(found))
         return
     for line in lines(info, found):
         click.echo(line)
@@ -37,17 +38,21 @@ def lines(info: dict[str, Any], f: Figures) -> list[str]:
     models = ", ".join(f"{m} ({n:,})" for m, n in f.models.items()) if len(f.models) > 1 else "".join(f.models)
     sessions = info.get("sessions", [])
     when = f"  {sessions[0]['started_at'][:16]}Z" if sessions else ""
+    where = "SIMULATED" if info.get("simulated") else info.get("endpoint", "?")
     out = [
-        f"{info.get('name', '?')}  {models}{when}  cbatch {info.get('cbatch', '?')}  {info.get('endpoint', '?')}",
+        f"{info.get('name', '?')}  {models}{when}  cbatch {info.get('cbatch', '?')}  {where}",
         f"{plural(f.rows, 'prompt')}  {f.ok:,} ok  {f.failed:,} failed  {f.retried:,} retried"
         f"  state {info.get('state', 'unknown')}",
         "",
     ]
     if f.spreads:
         out.append(f"{'':<24}{'p10':>10}{'median':>10}{'p90':>10}{'p99':>10}{'n':>10}")
-        for name, words in MEASURES.items():
-            if name in f.spreads:
-                out.append(_line(name, words, f.spreads[name]))
+        if f.by_model:
+            for name in ("server_tokens_per_s", "latency_s", "completion_tokens"):
+                out.append(MEASURES[name])
+                out += [_line(name, f"  {m}"[:24], s[name]) for m, s in list(f.by_model.items())[:4] if name in s]
+        else:
+            out += [_line(name, words, f.spreads[name]) for name, words in MEASURES.items() if name in f.spreads]
         out.append("")
     cached = f", {100 * f.cached_tokens / f.prompt_tokens:.0f} % cached" if f.prompt_tokens else ""
     reasoning = f", {100 * f.reasoning_tokens / f.completion_tokens:.0f} % reasoning" if f.completion_tokens else ""

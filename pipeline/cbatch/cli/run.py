@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from tqdm import tqdm
 
 from cbatch import jobfile
-from cbatch.cli import fail
+from cbatch.cli import say
 from cbatch.cli.progress import watch
 from cbatch.cli.shared import Connection, connection_options, json_option, print_json, run_async
 from cbatch.cli.words import count, duration, money, plural, rate
@@ -86,8 +88,9 @@ def command(
         RunDir(folder),
         connect=connection.open,
         endpoint=connection.label,
+        simulated=connection.simulated,
         options=Options(limit=limit, retry_failed=retry_failed, changed=changed, fresh=fresh),
-        warn=lambda message: click.echo(f"note: {message}", err=True),
+        warn=lambda message: tqdm.write(f"note: {message}", file=sys.stderr),  # above the bar, where there is one
     )
     allow_many_connections(job.limits.concurrency)
     summary = run_async(_execute(run, quiet=quiet, simulated=connection.simulated))
@@ -97,7 +100,10 @@ def command(
         for line in lines(summary):
             click.echo(line)
     if summary.error is not None:
-        fail(summary.error, summary.hint)
+        say(summary.error, summary.hint)
+    elif summary.exit_code and (quiet or as_json):
+        # Silence is for when all is well: cron sends what stands here.
+        say(lines(summary)[0], None if summary.state != "finished" else "--retry-failed sends the failed ones again")
     return summary.exit_code
 
 
@@ -111,6 +117,9 @@ async def _execute(run: Run, *, quiet: bool, simulated: bool) -> Summary:
             # Reading a large input, or writing the last part: nobody has to wait for that. What was
             # counted is on disk, and the next start finishes the part.
             os._exit(128 + signum)
+        if not interrupted and not quiet:
+            waiting = len(run.progress.activity.on_the_wire)
+            tqdm.write(f"stopping: {plural(waiting, 'answer')} in flight; once more to stop at once", file=sys.stderr)
         interrupted = True
         run.interrupt(signum)
 
@@ -162,8 +171,8 @@ def allow_many_connections(concurrency: int) -> None:
 
 def lines(s: Summary) -> list[str]:
     """The end of a run, for people: at most 12 lines, the verdict first."""
-    verdict = {"finished": "finished", "interrupted": "interrupted", "stopped": "stopped"}[s.state]
-    out = [f"{s.name}: {verdict} in {duration(s.elapsed_s)}, {s.done:,} of {s.total:,} prompts done"]
+    name = f"{s.name} (simulated)" if s.simulated else s.name
+    out = [f"{name}: {s.state} in {duration(s.elapsed_s)}, {s.done:,} of {s.total:,} prompts done"]
     out[0] += f", {s.failed:,} failed" if s.failed else ""
     out[0] += f", {s.left:,} left" if s.left else ""
     if not s.sent and not s.answered:
@@ -172,7 +181,7 @@ def lines(s: Summary) -> list[str]:
         seconds = s.elapsed_s or 1.0
         retried = f"; {s.retries:,} retried, {s.rate_limited:,} answered with 429" if s.retries else ""
         out.append(f"  sent      {plural(s.sent, 'request')}, {rate(s.answered / seconds)}/s{retried}")
-        out.append(f"  tokens    {count(s.completion_tokens)} out, {rate(s.completion_tokens / seconds)} tokens/s")
+        out.append(f"  tokens    {count(s.completion_tokens)} out in all; now {rate(s.tokens_per_s)} tokens/s")
     if s.cost_usd is None or s.cost_usd or s.unpriced:
         unpriced = (
             f" and {plural(s.unpriced, 'answer')} of unknown price" if s.unpriced and s.cost_usd is not None else ""
@@ -180,7 +189,7 @@ def lines(s: Summary) -> list[str]:
         out.append(f"  cost      {money(s.cost_usd)}{unpriced}")
     working_s = s.workers * s.elapsed_s
     waits = [
-        f"{100 * waited / working_s:.0f} % of the workers' time {why}"
+        f"{100 * waited / working_s:.0f} % of the time {why}"
         for waited, why in ((s.pace_wait_s, "for the rate limit"), (s.backoff_s, "between retries"))
         if working_s and waited >= 0.005 * working_s
     ]
@@ -188,11 +197,15 @@ def lines(s: Summary) -> list[str]:
         out.append(f"  waited    {', '.join(waits)}")
     for kind, number in sorted(s.errors.items(), key=lambda item: -item[1])[:3]:
         sample = " ".join(s.samples[kind].split())
-        out.append(f"  {kind:<9} {number:,} x, for example: {sample if len(sample) <= 110 else sample[:109] + '…'}")
+        out.append(f"  error     {kind} {number:,} x: {sample if len(sample) <= 110 else sample[:109] + '…'}")
     if s.paid_twice_at_most:
         out.append(f"  resumed   at most {plural(s.paid_twice_at_most, 'prompt')} may have been paid twice")
+    if s.abandoned:
+        out.append(f"  unknown   {plural(s.abandoned, 'request')} given up in flight; they may have been paid")
     if s.orphaned > 0:
-        out.append(f"  orphaned  {plural(s.orphaned, 'row')} in the output no longer come from this input")
+        out.append(
+            f"  orphaned  {plural(s.orphaned, 'row')} of the output, from prompts that left the input or were edited"
+        )
     if s.state == "finished":
         again = "; --retry-failed sends the failed ones again" if s.failed else ""
         out.append(f"results in {s.folder}/results{again}")

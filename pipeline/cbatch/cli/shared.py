@@ -16,7 +16,7 @@ import orjson
 
 from cbatch.cli import environment
 from cbatch.client import Client, Endpoint, connect
-from cbatch.errors import APIError, APIStatusError, CbatchError, JobError, JournalError, RunStopped
+from cbatch.errors import APIError, APIStatusError, CbatchError, JobError, RunStopped
 from cbatch.job import Timeouts
 from cbatch.retry import STOP_HINTS
 from cbatch.rundir import RunDir
@@ -191,6 +191,7 @@ def open_run(path: Path) -> RunDir:
     """The run directory at `path`. Raises JournalError if no run has been there."""
     folder = RunDir(path)
     if not folder.is_run():
-        near = f"did you mean {path / 'runs'}/…?" if (path / "runs").is_dir() else "name the folder that holds run.json"
-        raise JournalError(f"{path}: not a run directory", hint=near)
+        runs = sorted(child.name for child in path.glob("*") if RunDir(child).is_run()) if path.is_dir() else []
+        known = f"runs in it: {', '.join(runs[:10])}" if runs else "name the folder that holds run.json"
+        raise JobError(f"{path}: not a run directory", hint=known)
     return folder

@@ -40,8 +40,8 @@ def _faults(values: tuple[str, ...]) -> dict[str, float]:
     "--fault",
     "fault",
     multiple=True,
-    metavar="NAME=P",
-    help="Inject a fault with this probability; repeatable.",
+    metavar="NAME[=P]",
+    help="Inject a fault, with this probability; repeatable.",
 )
 @click.option("--speed", default=1.0, show_default=True, help="Times the token rate; `inf` answers at once.")
 @click.option("--rpm", type=click.IntRange(1), help="Requests per minute, instead of the tier's.")

@@ -39,6 +39,7 @@ def status(folder: RunDir) -> dict[str, Any]:
         live = journal.get("live") or {}
         unknown = journal.get("unknown_at_most") or 0
         parts = journal.parts()
+        orphaned = journal.get("orphaned") or 0
     finally:
         journal.close()
     running = is_locked(folder.lock)
@@ -50,6 +51,7 @@ def status(folder: RunDir) -> dict[str, Any]:
         name: sum(session.get(name, 0) for session in sessions)
         for name in ("elapsed_s", "sent", "answered", "retries", "rate_limited", "pace_wait_s", "backoff_s")
     }
+    done = max(0, min(done - orphaned, total - failed)) if total is not None else done
     state = "running" if running else "killed" if info.get("state") == "running" else info.get("state", "unknown")
     return {
         "name": info.get("name"),
@@ -60,6 +62,7 @@ def status(folder: RunDir) -> dict[str, Any]:
         "failed": failed,
         "left": max(0, total - done - failed) if total is not None else None,
         "sent_outcome_unknown_at_most": 0 if running else unknown,
+        "orphaned": orphaned,
         "parts": len(parts),
         "rows_in_parts": sum(part.rows for part in parts),
         "prompt_tokens": paid.prompt_tokens,
@@ -78,13 +81,17 @@ def lines(s: dict[str, Any]) -> list[str]:
     out = [
         f"{s['name']}: {s['state']}, {s['done']:,}{total} done, {s['failed']:,} failed{left}",
         f"  time      {duration(s['elapsed_s'])} in all sessions{speed}",
-        f"  waited    {duration(s['pace_wait_s'])} for the rate limit, {duration(s['backoff_s'])} between retries"
-        ", summed over workers",
         f"  requests  {s['sent']:,} sent, {s['retries']:,} retried, {s['rate_limited']:,} answered with 429",
         f"  cost      {money(s['cost_usd'])}",
         f"  results   {plural(s['rows_in_parts'], 'row')} in {plural(s['parts'], 'part')}"
-        f", {s['done'] + s['failed'] - s['rows_in_parts']:,} in the journal",
+        f", {max(0, s['done'] + s['failed'] + s['orphaned'] - s['rows_in_parts']):,} in the journal",
     ]
+    waits = [(s["pace_wait_s"], "for the rate limit"), (s["backoff_s"], "between retries")]
+    if any(seconds >= 1 for seconds, _ in waits):
+        words = ", ".join(f"{duration(seconds)} {why}" for seconds, why in waits if seconds >= 1)
+        out.append(f"  waited    {words}, summed over workers")
+    if s["orphaned"]:
+        out.append(f"  orphaned  {plural(s['orphaned'], 'row')} from prompts that left the input or were edited")
     if s["sent_outcome_unknown_at_most"] and s["left"]:
         out.append(
             f"  unknown   at most {plural(s['sent_outcome_unknown_at_most'], 'prompt')} sent without a saved answer"

@@ -9,6 +9,7 @@ import click
 
 from cbatch.cli.shared import json_option, open_run, print_json
 from cbatch.cli.words import plural
+from cbatch.journal import is_locked
 from cbatch.verify import Proof, verify
 
 
@@ -21,7 +22,10 @@ def command(run_dir: Path, as_json: bool) -> int:
     Reads the input, the journal and every part again. Exit code 0 is the proof; 1 says what is
     missing or damaged.
     """
-    proof = verify(open_run(run_dir))
+    folder = open_run(run_dir)
+    proof = verify(folder)
+    if is_locked(folder.lock):
+        proof.notes.append("a cbatch is running here: what it has not done yet is missing")
     if as_json:
         print_json(asdict(proof))
     else:

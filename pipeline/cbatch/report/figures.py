@@ -65,6 +65,7 @@ class Figures:
     cost_usd: float | None
     unpriced: int
     spreads: dict[str, Spread]
+    by_model: dict[str, dict[str, Spread]]  # where there are several: a pooled percentile means little
     errors: list[ErrorClass]
 
 
@@ -77,12 +78,13 @@ def figures(folder: RunDir) -> Figures:
         raise JournalError(f"{folder.results}: {exc}", hint="`cbatch verify` says which part is damaged") from None
     ok, errors = where(rows, "status", "ok"), where(rows, "status", "error")
     kinds = tally(errors.column("error_kind"))
+    models = tally(rows.column("model"))
     priced = ok.num_rows - ok.column("cost_usd").null_count
     return Figures(
         rows=rows.num_rows,
         ok=ok.num_rows,
         failed=errors.num_rows,
-        models=tally(rows.column("model")),
+        models=models,
         finish_reasons=tally(ok.column("finish_reason")),
         retried=sum(count for attempts, count in tally(rows.column("attempts")).items() if int(attempts) > 1),
         prompt_tokens=int(total(rows.column("prompt_tokens"))),
@@ -91,7 +93,8 @@ def figures(folder: RunDir) -> Figures:
         reasoning_tokens=int(total(rows.column("reasoning_tokens"))),
         cost_usd=total(rows.column("cost_usd")) if priced or not ok.num_rows else None,
         unpriced=ok.num_rows - priced,
-        spreads={name: spread for name in MEASURES if (spread := _spread(ok.column(name))) is not None},
+        spreads=_spreads(ok),
+        by_model={m: _spreads(where(ok, "model", m)) for m in tally(ok.column("model"))} if len(models) > 1 else {},
         errors=[
             ErrorClass(
                 kind=kind, count=count, example=where(errors, "error_kind", kind).column("error_message")[0].as_py()
@@ -111,6 +114,10 @@ def pending_rows(folder: RunDir) -> list[list[Any]]:
         return [row for _, row in journal.bodies(first, last)]
     finally:
         journal.close()
+
+
+def _spreads(rows: Any) -> dict[str, Spread]:
+    return {name: spread for name in MEASURES if (spread := _spread(rows.column(name))) is not None}
 
 
 def _spread(column: Any) -> Spread | None:

@@ -1,0 +1,73 @@
+"""What workers pull from, and what holds them back: shared iterators and a bound, without queues."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Places:
+    """How many more rows may be sent before one becomes durable: a semaphore that gives back in batches."""
+
+    def __init__(self, free: int) -> None:
+        self._free = free
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._loop = asyncio.get_running_loop()
+
+    def take(self) -> bool:
+        """Take a place if one is free."""
+        if self._free == 0:
+            return False
+        self._free -= 1
+        return True
+
+    async def wait(self) -> None:
+        """Take a place as soon as one is free; first come, first served."""
+        place = self._loop.create_future()
+        self._waiting.append(place)
+        await place  # a cancelled worker takes its place with it: the run is ending
+
+    def give_back(self, count: int) -> None:
+        """Free so many places."""
+        while count and self._waiting:
+            if not (place := self._waiting.popleft()).done():
+                place.set_result(None)
+                count -= 1
+        self._free += count
+
+
+class Pending(Generic[T]):
+    """The prompts of one model that have no row yet, shared by its workers."""
+
+    def __init__(self, works: Iterator[T | None]) -> None:
+        self._works = works
+        self._next: T | None = None
+        self._ended = False
+
+    def pull(self) -> T | None:
+        """The next one; None at the end, or after a stretch of known rows: `is_empty` says which."""
+        if self._next is not None:
+            work, self._next = self._next, None
+            return work
+        try:
+            return next(self._works)
+        except StopIteration:
+            self._ended = True
+            return None
+
+    def exhaust(self) -> None:
+        """Look at what is left without sending it, for the counts."""
+        for _ in self._works:
+            pass
+
+    async def is_empty(self) -> bool:
+        """Whether nothing is left; lets the loop breathe while it skips known rows."""
+        while self._next is None and not self._ended:
+            self._next = self.pull()
+            if self._next is None:
+                await asyncio.sleep(0)
+        return self._next is None
