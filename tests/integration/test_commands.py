@@ -223,7 +223,7 @@ def test_several_models_are_reported_apart(job: JobFolder, cbatch: Callable[...,
     }
     text = cbatch("report", job.run.path).out
     assert len(text.splitlines()) <= 25
-    assert text.count("  qwen-3.8-27b") == 3
+    assert text.count("\n  qwen-3.8-27b") == 3
 
 
 def test_without_the_input_nothing_is_proven(job: JobFolder, cbatch: Callable[..., Result]) -> None:

@@ -30,7 +30,7 @@ _VALUES = {
     "bool": st.booleans(),
     "timestamp": st.integers(0, 4_000_000_000_000_000),
 }
-_TYPES = [kind for _, kind in (*COLUMNS, *CARRIED.items())]
+_TYPES = [*(kind for _, kind, _ in COLUMNS), *CARRIED.values()]
 rows_of_any_kind = st.lists(st.tuples(*(st.none() | _VALUES[kind] for kind in _TYPES)).map(list), max_size=5)
 
 

@@ -40,7 +40,7 @@ async def _on_terminal(run: Run, *, simulated: bool) -> None:
         tqdm(
             total=1,  # until the input is read
             desc=name if len(name) <= 30 else name[:29] + "…",
-            bar_format="{desc} {percentage:3.0f}%|{bar:16}| {postfix}",
+            bar_format="{desc} {percentage:3.0f}%|{bar:16}| {unit}",
             dynamic_ncols=True,
             leave=False,
             file=sys.stderr,
@@ -51,7 +51,7 @@ async def _on_terminal(run: Run, *, simulated: bool) -> None:
         while True:
             bar.total, bar.n = progress.total, progress.done + progress.failed
             width = shutil.get_terminal_size().columns - len(bar.desc) - 27
-            bar.set_postfix_str(_fit(_state(progress, rates), width), refresh=False)
+            bar.unit = _fit(_state(progress, rates), width)  # tqdm puts a comma before its postfix
             bar.refresh()
             await asyncio.sleep(TERMINAL_S)
 
