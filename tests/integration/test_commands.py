@@ -159,6 +159,32 @@ def test_an_error_is_an_object_too_with_json(cbatch: Callable[..., Result]) -> N
     assert cbatch("run", "--json").summary["exit_code"] == 2
 
 
+def test_a_reader_who_has_seen_enough_is_no_error(job: JobFolder) -> None:
+    """`cbatch report RUN | head -1` ends with 0 and without a complaint."""
+    job.execute()
+    command = f"{sys.executable} -m cbatch schema | head -c 1; echo ${{PIPESTATUS[0]}}"
+    env = {"PYTHONPATH": str(PIPELINE), "PATH": os.environ["PATH"]}
+    ended = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("{0\n", "")
+
+
+def test_a_signal_while_the_input_is_read_ends_at_once(job: JobFolder) -> None:
+    """Nothing was sent, nothing is open: nobody has to wait for a large input to be read to its end."""
+    hang = "import time, cbatch.source as s; s.Source.survey = lambda self: time.sleep(60)"
+    process = job.start(first=hang)
+    wait_for(lambda: process.ended is not None or _is_reading(process.pid), "the survey to start")
+    process.signal(2)
+    ended = process.wait()
+    assert ended.code == 130
+    assert "nothing was sent" in ended.err
+    assert not job.run.path.exists()
+
+
+def _is_reading(pid: int) -> bool:
+    """Whether the survey runs: it has a thread of its own, started after the signal handlers are set."""
+    return len(list(Path(f"/proc/{pid}/task").glob("*"))) > 1
+
+
 def test_an_archived_run_can_be_read(job: JobFolder, cbatch: Callable[..., Result]) -> None:
     """status, report and verify write nothing, so a folder that may only be read is enough."""
     job.settings["input"] = str(job.path / "rows.jsonl")

@@ -93,8 +93,8 @@ def invoke(args: list[str] | None = None) -> int:
         return fail(exc.format_message(), f"see `{ctx.command_path if ctx else 'cbatch'} --help`", 2, args)
     except CbatchError as exc:
         return fail(str(exc), exc.hint, exc.exit_code, args)
-    except BrokenPipeError:
-        # `cbatch report … | head`: the reader has seen enough, and Python's own flush at exit must not complain.
+    except (BrokenPipeError, SystemExit):  # SystemExit: click's own way to take a broken pipe, and it takes no other
+        # `cbatch report … | head`: the reader has seen enough, and Python's flush at exit must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except Exception as exc:

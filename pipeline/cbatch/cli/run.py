@@ -113,6 +113,9 @@ async def _execute(run: Run, *, quiet: bool, simulated: bool) -> Summary:
 
     def on_signal(signum: int) -> None:
         nonlocal interrupted
+        if not run.progress.total:
+            click.echo("interrupted while reading the input: nothing was sent", err=True)
+            os._exit(128 + signum)  # nothing is open yet, and a thread that reads cannot be stopped
         if interrupted and not run.is_sending:
             # Reading a large input, or writing the last part: nobody has to wait for that. What was
             # counted is on disk, and the next start finishes the part.
@@ -175,7 +178,7 @@ def lines(s: Summary) -> list[str]:
     out = [f"{name}: {s.state} in {duration(s.elapsed_s)}, {s.done:,} of {s.total:,} prompts done"]
     out[0] += f", {s.failed:,} failed" if s.failed else ""
     out[0] += f", {s.left:,} left" if s.left else ""
-    if not s.sent and not s.answered:
+    if not s.sent and not s.answered and s.state == "finished":
         out.append("  nothing to send: every prompt has its row")
     if s.sent:
         seconds = s.elapsed_s or 1.0
