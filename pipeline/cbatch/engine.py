@@ -31,7 +31,7 @@ from cbatch.job import Job
 from cbatch.journal import Journal, RunLock, Writer
 from cbatch.measure import cost_usd, record
 from cbatch.pace import Pacer
-from cbatch.parquet import table, tally, where
+from cbatch.parquet import table, tally, text_length, where
 from cbatch.publish import Publisher, carried_types, rebuild
 from cbatch.render import Renderer, RenderError
 from cbatch.resume import Resume, Work, try_template
@@ -147,11 +147,17 @@ class Run:
             if nothing_new := all([await pending.is_empty() for pending in self._pending]):
                 summary = await self._close(survey)
             else:
-                self._write_info(info, source, survey, "running")
-                await self._send_all()
+                resume.unsettle(writer)
+                writer.set("live", None).result()  # an earlier session's figures would be taken for those of this one
+                self._write_info(source, survey, "running")
+                try:
+                    await self._send_all()
+                except CbatchError:  # no key, no simulator: nothing was sent
+                    self._write_info(source, survey, "stopped")
+                    raise
                 summary = await self._close(survey)
             if not (nothing_new and info.get("state") == summary.state):  # or the last session's figures would go
-                self._write_info(info, source, survey, summary.state, summary)
+                self._write_info(source, survey, summary.state, summary)
             return summary
         finally:
             await asyncio.to_thread(publisher.close)
@@ -161,7 +167,9 @@ class Run:
     def _report_crash(self) -> None:
         """Say what earlier sessions sent without learning the outcome, so that it may be paid twice."""
         unknown = self._journal.get("unknown_at_most") or 0
-        self._paid_twice = min(unknown, max(0, self.progress.total - self._resume.known_before))
+        # A row that is replaced is sent though it is known, one that left the input is known and not of the total.
+        kept = 0 if self._resume.may_replace else self._resume.known_before - self._resume.orphaned
+        self._paid_twice = min(unknown, max(0, self.progress.total - kept))
         if self._paid_twice:
             self._warn(
                 f"the last session was cut off: at most {self._paid_twice:,} prompts were sent and not saved; "
@@ -302,7 +310,6 @@ class Run:
     def _count(self, records: list[Record]) -> None:
         progress = self.progress
         tokens_at = COLUMN_INDEX["completion_tokens"]
-        text_at = COLUMN_INDEX["text"]
         message_at = COLUMN_INDEX["error_message"]
         self._places.give_back(len(records))
         for durable in records:
@@ -317,7 +324,7 @@ class Run:
                 progress.errors[kind] = progress.errors.get(kind, 0) + 1
                 progress.samples.setdefault(kind, row[message_at])
             progress.completion_tokens += row[tokens_at] or 0
-            self._uncut_bytes += len(row[text_at] or "") + len(row[-1] or "" if isinstance(row[-1], str) else "")
+            self._uncut_bytes += text_length(row)
         progress.cost_usd, progress.unpriced = self._writer.paid.cost_usd, self._writer.paid.unpriced
         self._cut_full_parts()
 
@@ -384,7 +391,8 @@ class Run:
         """Make everything that was answered durable and visible, then take stock."""
         with suppress(SourceError):  # for the counts only: a file that has gone must not keep answers from disk
             for pending in self._pending:  # known rows that were not looked at yet are done all the same
-                await asyncio.to_thread(pending.exhaust)
+                if self._resume.known_seen < self._resume.known_before:  # else the rest of the input tells nothing
+                    await asyncio.to_thread(pending.exhaust)
         if self._writer.failed is None:
             try:
                 await asyncio.wrap_future(self._writer.do(lambda db: None))
@@ -464,7 +472,6 @@ class Run:
 
     def _write_info(
         self,
-        earlier: dict[str, Any],
         source: Source,
         survey: Survey,
         state: str,

@@ -47,9 +47,10 @@ class Pending(Generic[T]):
         self._works = works
         self._next: T | None = None
         self._ended = False
+        self._looking = asyncio.Lock()
 
     def pull(self) -> T | None:
-        """The next one; None at the end, or after a stretch of known rows: `is_empty` says which."""
+        """The next one; None at the end, or after a stretch of skipped rows: `is_empty` says which."""
         if self._next is not None:
             work, self._next = self._next, None
             return work
@@ -65,9 +66,10 @@ class Pending(Generic[T]):
             pass
 
     async def is_empty(self) -> bool:
-        """Whether nothing is left; lets the loop breathe while it skips known rows."""
-        while self._next is None and not self._ended:
-            self._next = self.pull()
-            if self._next is None:
-                await asyncio.sleep(0)
-        return self._next is None
+        """Whether nothing is left; lets the loop breathe while it skips rows."""
+        async with self._looking:  # one worker looks: a thousand would skip a thousand stretches a turn
+            while self._next is None and not self._ended:
+                self._next = self.pull()
+                if self._next is None:
+                    await asyncio.sleep(0)
+            return self._next is None

@@ -127,15 +127,21 @@ class RunLock:
         try:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # `is_locked` looks by taking the lock for a few µs: a runner still has it later
+            except BlockingIOError:  # `is_locked` looks by taking it for a few µs: a runner still has it later
                 time.sleep(0.05)
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             holder = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip()
             os.close(self._fd)
             raise JournalError(
                 f"{path.parent}: another cbatch is running this job" + (f" (process {holder})" if holder else ""),
                 hint="wait for it, or give this run its own folder with --output",
+            ) from None
+        except OSError as exc:
+            os.close(self._fd)
+            raise JournalError(
+                f"{path.parent}: cannot be locked: {exc.strerror}",
+                hint="not every network file system has locks: choose a local folder with --output",
             ) from None
         with suppress(OSError):  # a full disk: the pid is a courtesy, the lock is what counts
             os.ftruncate(self._fd, 0)
@@ -154,8 +160,10 @@ def is_locked(path: Path) -> bool:
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return True
+    except OSError:  # no locks here: then no run either
+        return False
     finally:
         os.close(fd)
     return False

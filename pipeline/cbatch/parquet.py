@@ -84,12 +84,17 @@ def _groups(rows: Iterable[Sequence[Any]]) -> Iterator[list[Sequence[Any]]]:
     size = 0
     for row in rows:
         group.append(row)
-        size += sum([len(row[place] or "") for place in _LONG])
+        size += text_length(row)
         if len(group) == GROUP_ROWS or size >= GROUP_BYTES:
             yield group
             group, size = [], 0
     if group:
         yield group
+
+
+def text_length(row: Sequence[Any]) -> int:
+    """The characters of a row in the columns that can be long."""
+    return sum([len(row[place] or "") for place in _LONG])
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[list[Any]]:

@@ -170,6 +170,8 @@ class Renderer:
         )
 
     def _raw(self, row_body: dict[str, Any]) -> Request:
+        # A null is a key that is not there: Parquet fills in every key that any row has, and none may undo params.
+        row_body = {k: _without_nulls(v) if k == "messages" else v for k, v in row_body.items() if v is not None}
         # The job's model wins, because the job decides which models a row goes to.
         body = {**self._params, **row_body, "model": self._model}
         for name, twin in (("max_tokens", "max_completion_tokens"), ("max_completion_tokens", "max_tokens")):

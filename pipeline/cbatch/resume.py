@@ -22,7 +22,7 @@ from cbatch.schema import Prompt
 from cbatch.session import Options, Progress
 from cbatch.source import Source, Survey
 
-BREATHE_ROWS = 256  # known rows skipped in one go before the event loop may serve others
+BREATHE_ROWS = 256  # rows skipped in one go before the event loop may serve others
 TRIAL_ROWS = 20  # rows rendered before anything is sent: if none can be, the template is wrong
 
 
@@ -97,11 +97,19 @@ class Resume:
     def unanswered(self, source: Source, survey: Survey, model: str, progress: Progress) -> Iterator[Work | None]:
         """The prompts of `model` to be sent; counts the known ones into `progress`.
 
-        Yields None now and then, so that skipping a million known rows lets the event loop breathe.
+        Yields None now and then, so that skipping a million rows lets the event loop breathe.
         """
-        skipped = 0
-        # Rows appended since the survey wait for the next start: it does not know which of them repeat others.
-        for prompt in islice(source.prompts(survey, (model,)), survey.rows * self._job.samples):
+        skipped = seen = 0
+        for prompt in source.prompts_and_gaps(survey, (model,)):
+            # Rows appended since the survey wait for the next start: it does not know which of them repeat others.
+            if seen == survey.rows * self._job.samples:
+                return
+            if prompt is None:
+                skipped += 1
+                if skipped % BREATHE_ROWS == 0:
+                    yield None
+                continue
+            seen += 1
             key = key_of(prompt.id, prompt.model)
             known = self._journal.lookup(key, prompt.sample) if self.known_before else None
             if known is None:
@@ -117,6 +125,11 @@ class Resume:
             skipped += 1
             if skipped % BREATHE_ROWS == 0:
                 yield None
+
+    def unsettle(self, writer: Writer) -> None:
+        """Forget the recipe before rows of another one are added: until all are, every start compares digests."""
+        if self._check_digests:
+            writer.set("recipe", None).result()
 
     def settle(self, writer: Writer, survey: Survey, endpoint: str) -> None:
         """Remember what the rows of this folder were made from."""
@@ -154,9 +167,8 @@ class Resume:
 def try_template(source: Source, survey: Survey, renderer: Renderer, at: str) -> None:
     """Raise JobError if none of the first rows can be rendered: then the template is wrong, not a row."""
     problem: tuple[str, str] | None = None
-    for seen, row in enumerate(source.prompts(survey, ("",))):
-        if seen == TRIAL_ROWS:
-            break
+    firsts = (prompt for prompt in source.prompts(survey, ("",)) if prompt.sample == 0)
+    for row in islice(firsts, TRIAL_ROWS):
         if row.problem is None:
             try:
                 renderer(row)
@@ -165,4 +177,5 @@ def try_template(source: Source, survey: Survey, renderer: Renderer, at: str) ->
             else:
                 return
     if problem is not None:
-        raise JobError(f"{at}: no row can be rendered; {problem[0]}: {problem[1]}")
+        tried = "no row" if survey.rows <= TRIAL_ROWS else f"none of the first {TRIAL_ROWS} rows"
+        raise JobError(f"{at}: {tried} can be rendered; {problem[0]}: {problem[1]}")

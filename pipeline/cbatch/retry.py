@@ -78,8 +78,8 @@ def decide(
     """What to do after `error`.
 
     `counted` attempts, this one included, were used of `attempts`; `others_succeed` is whether any
-    prompt was answered since this one was last refused. A server that asks for a longer wait than
-    `max_wait_s` ends the prompt. `now` is wall time, for a Retry-After that is a date.
+    prompt of this model was answered since this one was sent. A server that asks for a longer wait
+    than `max_wait_s` ends the prompt. `now` is wall time, for a Retry-After that is a date.
     """
     headers: Mapping[str, str] = error.headers if isinstance(error, APIStatusError) else {}
     status = error.status if isinstance(error, APIStatusError) else None

@@ -47,6 +47,7 @@ class Sender:
     clock: Callable[[], float]  # not the loop's: uvloop's time() is rounded to 1 ms and stands still in a turn
     check: AnswerCheck | None = None
     draining: Callable[[], bool] = lambda: False
+    succeeded: int = 0  # answers of this model, for quotas are per model
 
 
 async def send(
@@ -83,7 +84,7 @@ async def send(
         timeline.attempts += 1
         counted += 1
         activity.sent += 1
-        succeeded_before = activity.succeeded
+        succeeded_before = sender.succeeded
         activity.on_the_wire.add(task)
         used: int | None = None
         try:
@@ -94,7 +95,7 @@ async def send(
             used = 0 if isinstance(exc, APIStatusError) else None  # refused requests are not charged
         else:
             timeline.done = clock()
-            activity.succeeded += 1
+            sender.succeeded += 1
             paid.append(completion)
             problem = sender.check(completion) if sender.check else None
             if problem is None:
@@ -113,7 +114,7 @@ async def send(
         finally:
             activity.on_the_wire.discard(task)
             sender.gate.leave(request.reserve_tokens, charged, used)
-        decision = await _decide(error, sender, counted=counted, others=activity.succeeded > succeeded_before)
+        decision = await _decide(error, sender, counted=counted, others=sender.succeeded > succeeded_before)
         if isinstance(decision, retry.StopRun):
             raise RunStopped(decision.because, hint=decision.hint) from error
         if isinstance(decision, retry.GiveUp):
@@ -142,7 +143,7 @@ async def send(
 async def _decide(error: APIError, sender: Sender, *, counted: int, others: bool) -> retry.Decision:
     if isinstance(error, RateLimitError):
         sender.activity.rate_limited += 1
-    if isinstance(error, NotFoundError) and error.code == "model_not_found" and not sender.activity.succeeded:
+    if isinstance(error, NotFoundError) and error.code == "model_not_found" and not sender.succeeded:
         await _explain_unknown_model(sender.model, sender.api)
     return retry.decide(
         error,

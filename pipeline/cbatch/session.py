@@ -15,7 +15,6 @@ class Activity:
     """What is going on now, for whoever watches: counts of requests and the time lost by cause (s, summed)."""
 
     sent: int = 0
-    succeeded: int = 0
     retries: int = 0
     rate_limited: int = 0
     backing_off: int = 0
@@ -46,7 +45,7 @@ class Progress:
     cost_usd: float = 0.0  # all sessions
     unpriced: int = 0
     left_by_model: dict[str, int] = field(default_factory=dict)
-    errors: dict[str, int] = field(default_factory=dict)  # this session, by kind
+    errors: dict[str, int] = field(default_factory=dict)  # by kind: of this session, at its end of the whole run
     samples: dict[str, str] = field(default_factory=dict)  # one message per kind
     activity: Activity = field(default_factory=Activity)
     started_s: float = 0.0

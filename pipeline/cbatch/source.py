@@ -1,6 +1,7 @@
 """Job -> Iterator[Prompt]: JSONL, JSON arrays, CSV and Parquet, plain or compressed, with stable ids.
 
-Rows are streamed; nothing here grows with their number but 8 bytes a row during the survey.
+Rows are streamed; nothing here grows with their number but 8 bytes a row during the survey, and the
+hashes of rows that occur more than once.
 A row that cannot be read is still a row: it travels on with a `problem` and ends as an error
 row with its line number, and the others run.
 
@@ -19,7 +20,6 @@ import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,24 @@ class Source:
 
     def rows(self, chosen: frozenset[int] | None = None) -> Iterator[Row]:
         """The rows that `where`, `sample`, `shard` and `limit` leave, applied in this order."""
-        picked: Iterator[Row] = (row for row in self._matching() if chosen is None or row.number in chosen)
-        if (shard := self._spec.shard_of) is not None:
-            picked = islice(picked, shard[0], None, shard[1])
-        return islice(picked, self._limit)
+        return (row for row in self._steps(chosen) if row is not None)
+
+    def _steps(self, chosen: frozenset[int] | None) -> Iterator[Row | None]:
+        """The same, with None for every row passed over."""
+        which, of = self._spec.shard_of or (0, 1)
+        picked = taken = 0
+        for row in self._looked_at():
+            if row is None or (chosen is not None and row.number not in chosen):
+                yield None
+                continue
+            picked += 1
+            if (picked - 1) % of != which:
+                yield None
+                continue
+            yield row
+            taken += 1
+            if taken == self._limit:
+                return
 
     def survey(self) -> Survey:
         """Read everything once: count, find duplicate ids, learn the types of carried columns.
@@ -113,10 +127,17 @@ class Source:
 
     def prompts(self, survey: Survey, models: Sequence[str]) -> Iterator[Prompt]:
         """Every row for every one of `models` and every sample, with its id."""
+        return (prompt for prompt in self.prompts_and_gaps(survey, models) if prompt is not None)
+
+    def prompts_and_gaps(self, survey: Survey, models: Sequence[str]) -> Iterator[Prompt | None]:
+        """The same, with None for every row passed over, for who must not read a million of them in one go."""
         column = self._spec.id
         occurrences: dict[bytes, int] = {}
         samples = range(self._job.samples)
-        for row in self.rows(survey.chosen):
+        for row in self._steps(survey.chosen):
+            if row is None:
+                yield None
+                continue
             fields, problem = row.fields, row.problem
             identity = _row_id(row, column)
             if identity is not None:
@@ -155,12 +176,17 @@ class Source:
                 raise SourceError(f"{path}: cannot be read after row {index}: {reason}") from exc
 
     def _matching(self) -> Iterator[Row]:
+        return (row for row in self._looked_at() if row is not None)
+
+    def _looked_at(self) -> Iterator[Row | None]:
+        """Every row that `where` leaves, and None for every other."""
         for row in self._all_rows():
             if self._where is not None and row.fields is not None:
                 try:
                     holds = self._where(row.fields)
                     self._decided = True
                     if not holds:
+                        yield None
                         continue
                 except RenderError as exc:
                     row = row._replace(fields=None, problem=str(exc))

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from cbatch.errors import JobError, SourceError
 from cbatch.job import Job
-from cbatch.journal import VISIBLE, Journal, Known, key_of
+from cbatch.journal import VISIBLE, Journal, key_of
 from cbatch.parquet import read_rows, sha256
 from cbatch.render import Renderer, RenderError
 from cbatch.rundir import RunDir
@@ -61,7 +61,8 @@ def _check_parts(folder: RunDir, journal: Journal, proof: Proof) -> set[tuple[by
     """Read every part; the keys that have a row, in a part or waiting in the journal for one."""
     seen: set[tuple[bytes, int]] = set()
     twice: list[str] = []
-    twice_count = 0
+    unknown: list[str] = []
+    other: list[str] = []
     parts = journal.parts()
     known = {part.name: part for part in parts}
     for path in sorted(folder.results.glob("*")):
@@ -85,37 +86,34 @@ def _check_parts(folder: RunDir, journal: Journal, proof: Proof) -> set[tuple[by
             proof.problems.append(f"{path}: changed since it was written (sha-256 differs)")
         rows = 0
         try:
-            for place, (key, sample, name, digest, status) in enumerate(_rows(path)):
+            for seq, (key, sample, name, digest, status) in enumerate(_rows(path), part.first_seq):
                 rows += 1
+                name = f"{name} in {part.name}"
                 if (key, sample) in seen:
-                    twice_count += 1
-                    twice.append(f"{name} in {part.name}")
+                    twice.append(name)
                 seen.add((key, sample))
                 proof.failed += status == "error"
                 if not rewritten:
-                    _check_row(
-                        journal.lookup(key, sample), part.first_seq + place, digest, f"{name} in {part.name}", proof
-                    )
+                    known_row = journal.lookup(key, sample)
+                    if known_row is None:
+                        unknown.append(name)
+                    elif known_row.seq != seq or known_row.digest.hex() != digest:
+                        other.append(name)
         except OSError as exc:
             proof.problems.append(str(exc))
             continue
         proof.rows += rows
         if rows != part.rows:
             proof.problems.append(f"{path}: {rows:,} rows, and the journal says {part.rows:,}")
-    proof.add("prompts with more than one row", twice, twice_count)
+    proof.add("prompts with more than one row", twice, len(twice))
+    proof.add("rows that are not in the journal", unknown, len(unknown))
+    proof.add("rows that are others in the journal", other, len(other))
     return seen
 
 
 def _rows(path: Path) -> Iterator[tuple[bytes, int, str, str, str]]:
     for prompt_id, model, sample, digest, status in read_rows(path, _IDENTITY):
         yield key_of(prompt_id, model), sample, f"{prompt_id!r} ({model}, sample {sample})", digest or "", status
-
-
-def _check_row(known: Known | None, seq: int, digest: str, name: str, proof: Proof) -> None:
-    if known is None:
-        proof.problems.append(f"row {name} is not in the journal")
-    elif known.seq != seq or known.digest.hex() != digest:
-        proof.problems.append(f"row {name} is another one in the journal")
 
 
 def _check_journal(journal: Journal, seen: set[tuple[bytes, int]], proof: Proof) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import PIPELINE, Forking, JobFolder, Result, Sim, questions, wait_for
+from tests.integration.test_crash import die
 
 KEY = "csk-0123456789abcdef-secret"
 
@@ -82,6 +84,17 @@ def test_a_report_of_a_killed_run_has_the_rows_of_its_journal(
     assert cbatch("report", job.run.path, "--json").summary["rows"] == job.durable
 
 
+@pytest.mark.parametrize("step", ["write_part", "Publisher._finish"])
+def test_a_report_has_the_rows_of_a_part_that_was_being_made(
+    job: JobFolder, cbatch: Callable[..., Result], step: str
+) -> None:
+    """Killed before a planned part is there, or when it just is: every row is reported, and once."""
+    kill = die(f"cbatch.publish:{step}", 1, before=step != "write_part")
+    assert job.execute(first=kill).code == -signal.SIGKILL
+    assert len(job.run.parts) == (step == "write_part")
+    assert cbatch("report", job.run.path, "--json").summary["rows"] == job.durable == 40
+
+
 def test_verify_finds_what_is_missing_and_what_was_changed(job: JobFolder, cbatch: Callable[..., Result]) -> None:
     job.settings["results"] = {"part_rows": 10}
     job.execute()
@@ -93,6 +106,8 @@ def test_verify_finds_what_is_missing_and_what_was_changed(job: JobFolder, cbatc
     assert changed.code == 1
     assert "sha-256 differs" in changed.out
     assert "more than one row" in changed.out
+    assert "rows that are others in the journal: 10, for example" in changed.out
+    assert len(changed.out.splitlines()) < 10
     first.write_bytes(kept)
     second.unlink()
     missing = cbatch("verify", job.run.path)
@@ -136,7 +151,7 @@ def test_plan_refuses_what_run_refuses(job: JobFolder, cbatch: Callable[..., Res
     path.write_text('model: gpt-oss-120b\ninput: rows.jsonl\nprompt: "{{ qestion }}"\n')
     refused = cbatch("plan", path)
     assert refused.code == 2
-    assert f"{path}:3: prompt: no row can be rendered; rows.jsonl:1: 'qestion' is undefined" in refused.err
+    assert f"{path}:3: prompt: none of the first 20 rows can be rendered; rows.jsonl:1: 'qestion' is" in refused.err
 
 
 def test_silence_is_for_when_all_is_well(job: JobFolder, cbatch: Callable[..., Result]) -> None:

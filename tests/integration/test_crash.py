@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -163,6 +163,36 @@ def test_what_may_be_paid_twice_is_remembered_over_sessions(job: JobFolder, sims
     last = job.execute()
     assert last.code == 0
     assert last.summary["paid_twice_at_most"] >= sent - 1 == 100
+
+
+def test_a_kill_while_known_rows_are_replaced_says_what_may_be_paid_twice(job: JobFolder) -> None:
+    """Every prompt has a row already, and yet what was sent anew and not saved is sent again."""
+    assert job.execute().code == 0
+    job.settings["prompt"] = "Again.\n\n{{ question }}"
+    killed = job.execute("--changed", "rerun", first=die("cbatch.engine:send", 17, before=True))
+    assert killed.code == -signal.SIGKILL
+    result = job.execute("--changed", "rerun")
+    assert result.code == 0
+    assert result.summary["paid_twice_at_most"] == 16 * 5 // 4 + 16
+    assert "may be paid twice" in result.err
+    assert job.execute().summary["paid_twice_at_most"] == 0
+
+
+def test_a_kill_before_the_first_heartbeat_does_not_count_an_earlier_session_again(
+    job: JobFolder, sims: Callable[..., Sim]
+) -> None:
+    """What is known of a killed session is its own, never the last figures of the one before."""
+    job.sim = sims("--fault", "stall=1")
+    first = job.start()
+    wait_for(lambda: job.sim.requests, "requests")
+    with closing(Journal(job.run.journal)) as journal:
+        wait_for(lambda: journal.get("live"), "a heartbeat")
+    first.kill()
+    killed = job.execute(first=die("cbatch.engine:Run._send_all", 1, before=True))
+    assert killed.code == -signal.SIGKILL
+    job.sim = sims("--speed", "inf")
+    assert job.execute().code == 0
+    assert [session["sent"] for session in job.run.read_info()["sessions"]] == [16, 0, 40]
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3, 4])

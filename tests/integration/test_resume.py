@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
@@ -102,6 +103,18 @@ def test_what_was_kept_can_still_be_sent_again(job: JobFolder) -> None:
     finish(job, sent=0)
     finish(job, "--changed", "rerun", sent=40)
     assert job.proof().rows == 40
+
+
+def test_an_edit_taken_back_half_way_is_not_mixed_in_silently(job: JobFolder) -> None:
+    """Answers to the edited template are told apart from those to the old one, though the job is the old one again."""
+    finish(job, sent=40)
+    old = job.settings["prompt"]
+    job.settings["prompt"] = "Solve this.\n\n{{ question }}"
+    finish(job, "--changed", "rerun", "--limit", "10", sent=10)
+    job.settings["prompt"] = old
+    assert "10 of 40 known prompts were answered before the template" in refused(job)
+    finish(job, "--changed", "rerun", sent=10)
+    assert all(belongs(row, ask(json.loads(row["input"]))) for row in job.results())
 
 
 def test_an_edited_row_is_another_row_without_an_id_and_a_changed_one_with(job: JobFolder) -> None:
@@ -337,3 +350,30 @@ def test_a_lost_run_json_is_written_again(job: JobFolder) -> None:
     job.run.info_file.write_text("{ broken")
     finish(job, sent=0)
     assert job.run.read_info()["total"] == 40
+
+
+def test_one_bad_row_does_not_refuse_a_job_of_many_samples(job: JobFolder) -> None:
+    """It is the template that is tried out on the first rows, not the first row on every sample."""
+    job.rows([{"other": 1}, *questions(3)])
+    job.settings["samples"] = 20
+    result = job.execute()
+    assert result.code == 3, result.err
+    assert (result.summary["done"], result.summary["failed"]) == (60, 20)
+
+
+def test_a_run_that_finds_no_key_was_not_killed(job: JobFolder) -> None:
+    """Nothing was sent: the state says stopped, no session is added, and the next start adds only its own."""
+    assert job.execute(key=None, to="http://api.example.invalid").code == 1
+    info = job.run.read_info()
+    assert (info["state"], info["sessions"]) == ("stopped", [])
+
+
+def test_ctrl_c_does_not_read_the_rest_of_the_input(job: JobFolder, sims: Callable[..., Sim]) -> None:
+    """Where no known row is left to be counted, a file that is long, or gone, is of no interest."""
+    job.sim = sims("--speed", "1")
+    first = "import cbatch.feed; cbatch.feed.Pending.exhaust = lambda self: open('exhausted', 'w').close()"
+    process = job.start(first=first)
+    wait_for(lambda: job.durable, "a row")
+    process.signal(signal.SIGTERM)
+    assert process.wait().code == 143
+    assert not (job.path / "exhausted").exists()

@@ -196,7 +196,7 @@ def test_faults_that_pass_cost_no_row(job: JobFolder, sims: Callable[..., Sim]) 
     ("change", "said"),
     [
         ({"modle": "x"}, "modle"),
-        ({"prompt": "{{ nothing }}"}, "no row can be rendered"),
+        ({"prompt": "{{ nothing }}"}, "none of the first 20 rows can be rendered"),
         ({"input": "missing.jsonl"}, "missing.jsonl: no such file"),
     ],
     ids=["an unknown key", "a template that fits no row", "an input that is not there"],

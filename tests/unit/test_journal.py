@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -303,6 +304,17 @@ def test_one_runner_per_folder_and_a_killed_one_holds_nothing(tmp_path: Path) ->
         holder.wait(10)
     assert not is_locked(lock)
     RunLock(lock).close()
+
+
+def test_a_file_system_without_locks_is_not_another_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(fd: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(JournalError, match="cannot be locked: No locks available") as caught:
+        RunLock(tmp_path / "journal.lock")
+    assert "network file system" in str(caught.value.hint)
+    assert not is_locked(tmp_path / "journal.lock")
 
 
 def test_someone_who_looks_at_the_lock_does_not_make_a_runner_refuse(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cbatch import parquet
-from cbatch.parquet import is_part, read_rows, schema, sha256, types_of, write_part
+from cbatch.parquet import is_part, read_rows, schema, sha256, text_length, types_of, write_part
 from cbatch.schema import COLUMN_INDEX, COLUMNS
 
 CARRIED = {"grade": "int64", "score": "float64", "good": "bool", "note": "string"}
@@ -170,3 +170,11 @@ def test_a_truncated_part_is_an_error_not_fewer_rows(tmp_path: Path) -> None:
     final.write_bytes(data[: len(data) - 20])
     with pytest.raises(OSError, match="not a readable Parquet file"):
         list(read_rows(final))
+
+
+def test_the_length_of_a_row_is_that_of_its_long_columns_and_not_of_the_carried_ones() -> None:
+    """Parts and row groups are cut by it: an input row counts, whatever columns stand behind it."""
+    row: list[Any] = [None] * len(COLUMNS)
+    for name, text in (("id", "0123456789"), ("text", "ab"), ("reasoning", "cde"), ("input", "fghi")):
+        row[COLUMN_INDEX[name]] = text
+    assert text_length([*row, "a carried column"]) == 9

@@ -224,6 +224,13 @@ def test_a_body_of_a_row_is_sent_with_the_params_it_does_not_set_and_the_model_o
     assert made == body({"body": "b"}, {"b": json.dumps(request)}, params={"temperature": 0, "seed": 3})
 
 
+def test_a_null_in_a_body_is_a_key_that_is_not_there() -> None:
+    """Parquet fills in every key that any row has: the job's parameter holds, and no server refuses a null."""
+    request = {"messages": [{**TURNS[0], "name": None}, *TURNS[1:]], "temperature": None, "max_tokens": None}
+    made = body({"body": "b"}, {"b": request}, params={"temperature": 0.1, "max_completion_tokens": 50})
+    assert made == {"model": MODEL, "messages": TURNS, "temperature": 0.1, "max_completion_tokens": 50}
+
+
 def test_a_body_with_the_old_name_of_the_limit_is_not_sent_with_both() -> None:
     made = render({"body": "b"}, {"b": {"messages": TURNS, "max_tokens": 5}}, params={"max_completion_tokens": 900})
     assert json.loads(made.body) == {"model": MODEL, "messages": TURNS, "max_tokens": 5}

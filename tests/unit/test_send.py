@@ -176,7 +176,7 @@ def test_an_answer_at_the_first_attempt_has_no_backoff_and_its_four_marks(virtua
     assert (done.outcome, done.paid) == (completion(), [completion()])
     assert marks(done.timeline) == (0.0, 0.0, 0.0, 0.1)
     assert (done.timeline.attempts, done.timeline.backoff_s, done.timeline.started_at) == (1, 0.0, STARTED)
-    assert (done.activity.sent, done.activity.succeeded, done.activity.retries) == (1, 1, 0)
+    assert (done.activity.sent, done.sender.succeeded, done.activity.retries) == (1, 1, 0)
 
 
 def test_the_marks_are_of_the_last_attempt_and_of_the_first_send(virtual: Virtual) -> None:
@@ -186,7 +186,7 @@ def test_the_marks_are_of_the_last_attempt_and_of_the_first_send(virtual: Virtua
     assert marks(done.timeline) == (0.0, 0.0, 1.7, 1.8)
     assert done.timeline.attempts == 3
     assert done.timeline.backoff_s == pytest.approx(1.5)
-    assert (done.activity.sent, done.activity.succeeded, done.activity.retries) == (3, 1, 2)
+    assert (done.activity.sent, done.sender.succeeded, done.activity.retries) == (3, 1, 2)
     assert done.activity.backoff_s == pytest.approx(1.5)
 
 
@@ -232,7 +232,7 @@ def test_what_does_not_pass_is_a_failure_after_all_attempts(
     assert (done.failure.kind, done.failure.code, done.failure.http_status) == (kind, code, http_status)
     assert done.failure.message == f"{error} (failed 3 times)"
     assert (done.timeline.attempts, done.timeline.done, done.paid) == (3, None, [])
-    assert (done.activity.sent, done.activity.retries, done.activity.succeeded) == (3, 2, 0)
+    assert (done.activity.sent, done.activity.retries, done.sender.succeeded) == (3, 2, 0)
 
 
 @pytest.mark.parametrize("code", [400, 404, 413, 422])
@@ -290,19 +290,57 @@ def test_a_429_while_others_succeed_is_not_counted_however_often(virtual: Virtua
     """It says nothing about the prompt: 20 refusals, 2 attempts allowed, an answer in the end."""
 
     async def main() -> None:
-        activity = Activity()
-
         def refused_while_others_succeed() -> BaseException:
-            activity.succeeded += 1
+            by.succeeded += 1
             return status(429, QUOTA)
 
-        api = ScriptedApi([*[refused_while_others_succeed] * 20, status(500), completion()])
-        done = await run(api, policy=Retry(attempts=2), activity=activity)
-        assert done.outcome == completion(), "the 500 is the first failure that counts"
-        assert (done.timeline.attempts, activity.rate_limited, activity.retries) == (22, 20, 21)
-        assert done.timeline.backoff_s == pytest.approx(0.5), "and has the first backoff"
+        by = sender(
+            ScriptedApi([*[refused_while_others_succeed] * 20, status(500), completion()]), policy=Retry(attempts=2)
+        )
+        timeline = Timeline(ready=by.clock())
+        outcome, _ = await send(request(), by, timeline)
+        assert outcome == completion(), "the 500 is the first failure that counts"
+        assert (timeline.attempts, by.activity.rate_limited, by.activity.retries) == (22, 20, 21)
+        assert timeline.backoff_s == pytest.approx(0.5), "and has the first backoff"
 
     virtual(main())
+
+
+@pytest.mark.parametrize(
+    ("error", "end"),
+    [
+        pytest.param(status(429, QUOTA), "HTTP 429: m (failed 2 times)", id="a quota"),
+        pytest.param(status(404, "model_not_found"), "'typo' is not served", id="an unknown model"),
+    ],
+)
+def test_the_answers_of_another_model_say_nothing_about_this_one(
+    virtual: Virtual, error: APIStatusError, end: str
+) -> None:
+    """Quotas and names are per model: a 429 counts, and an unknown model stops the run, whatever the others do."""
+
+    async def main() -> str:
+        activity = Activity()
+        served = sender(ScriptedApi([completion()]), activity=activity)
+        api = ScriptedApi([error], served=["gpt-oss-120b"])
+        refused = sender(api, activity=activity, model="typo", policy=Retry(attempts=2))
+
+        async def keep_answering() -> None:
+            while True:
+                await send(request(), served, Timeline(ready=0.0))
+
+        others = asyncio.get_running_loop().create_task(keep_answering())
+        await asyncio.sleep(1)
+        try:
+            async with asyncio.timeout(60):
+                outcome, _ = await send(request(), refused, Timeline(ready=0.0))
+        except JobError as exc:
+            return str(exc)
+        finally:
+            others.cancel()
+        assert isinstance(outcome, Failure)
+        return outcome.message
+
+    assert end in virtual(main())
 
 
 def test_a_full_queue_delays_only_its_own_prompt(virtual: Virtual) -> None:
@@ -434,7 +472,7 @@ def test_without_a_similar_name_the_hint_is_the_list(virtual: Virtual) -> None:
 def test_without_that_confirmation_a_404_fails_only_its_row(
     virtual: Virtual, error: APIStatusError, served: list[str] | APIError, succeeded: int, asked: int
 ) -> None:
-    done = go(virtual, error, served=served, activity=Activity(succeeded=succeeded))
+    done = go(virtual, error, served=served, succeeded=succeeded)
     assert done.failure.http_status == error.status
     assert done.api.asked_for_models == asked
 
@@ -659,7 +697,7 @@ def test_five_hundred_prompts_through_refusals_losses_and_cancellations_leave_no
         cancelled = sum(task.cancelled() for task in tasks)
         assert cancelled > 10
         assert len(ends) + cancelled == 500
-        assert sum(isinstance(end, Completion) for end in ends) == by.activity.succeeded
+        assert sum(isinstance(end, Completion) for end in ends) == by.succeeded
         assert by.activity.sent == len(cast(Weather, by.api).sent)
         assert len(by.gate) == 0
         assert settled(by)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cbatch.errors import JournalError
-from cbatch.journal import Journal
+from cbatch.journal import PLANNED, Journal
 from cbatch.parquet import quantiles, table, tally, total, where
 from cbatch.rundir import RunDir
 
@@ -110,8 +110,10 @@ def pending_rows(folder: RunDir) -> list[list[Any]]:
         return []
     journal = Journal(folder.journal)
     try:
-        first, last = journal.unplaced()
-        return [row for _, row in journal.bodies(first, last)]
+        # A part that was planned when the run was killed has a file only if it came as far as the rename.
+        planned = (part for part in journal.parts() if part.state == PLANNED)
+        ranges = [(p.first_seq, p.last_seq) for p in planned if not (folder.results / p.name).exists()]
+        return [row for first, last in (*ranges, journal.unplaced()) for _, row in journal.bodies(first, last)]
     finally:
         journal.close()
 
