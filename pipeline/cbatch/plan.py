@@ -24,6 +24,7 @@ class ModelPlan:
     model: str
     requests: int
     prompt_tokens: int
+    never_fit: int  # requests that reserve more than a minute's tokens
     limit_tokens: int  # max_completion_tokens of one request, given or assumed
     cost_usd: tuple[float, float, float] | None
     seconds: dict[str, float]  # how long each limit alone would take, with typical answers
@@ -64,6 +65,8 @@ def plan(job: Job, limit: int | None = None, journal: Journal | None = None) -> 
     prompt_tokens = dict.fromkeys(job.model, 0)
     reserved = dict.fromkeys(job.model, 0)
     requests = dict.fromkeys(job.model, 0)
+    never_fit = dict.fromkeys(job.model, 0)
+    tpm = {model: job.limits.per_minute(model)[1] or float("inf") for model in job.model}
     first_body: bytes | None = None
     first_origin = first_problem = None
     unrenderable = 0
@@ -84,6 +87,7 @@ def plan(job: Job, limit: int | None = None, journal: Journal | None = None) -> 
             edited += found.digest != request.digest
             continue
         requests[prompt.model] += 1
+        never_fit[prompt.model] += request.reserve_tokens > tpm[prompt.model]
         prompt_tokens[prompt.model] += request.prompt_tokens_estimate
         reserved[prompt.model] += request.reserve_tokens
     return Plan(
@@ -97,11 +101,16 @@ def plan(job: Job, limit: int | None = None, journal: Journal | None = None) -> 
         first_body=first_body,
         first_origin=first_origin,
         first_problem=first_problem,
-        models=[_model(job, m, requests[m], prompt_tokens[m], reserved[m] - prompt_tokens[m]) for m in job.model],
+        models=[
+            _model(job, m, requests[m], never_fit[m], prompt_tokens[m], reserved[m] - prompt_tokens[m])
+            for m in job.model
+        ],
     )
 
 
-def _model(job: Job, model: str, requests: int, prompt_tokens: int, completion_tokens: int) -> ModelPlan:
+def _model(
+    job: Job, model: str, requests: int, never_fit: int, prompt_tokens: int, completion_tokens: int
+) -> ModelPlan:
     """`completion_tokens` is the most that all answers together may have."""
     limit = completion_tokens // requests if requests else 0
     typical = min(TYPICAL_TOKENS, limit)
@@ -117,6 +126,7 @@ def _model(job: Job, model: str, requests: int, prompt_tokens: int, completion_t
         model=model,
         requests=requests,
         prompt_tokens=prompt_tokens,
+        never_fit=never_fit,
         limit_tokens=limit,
         cost_usd=cost,
         seconds=_seconds(job, model, requests, prompt_tokens, typical),

@@ -297,7 +297,7 @@ def find_files(job: Job) -> list[Path]:
             raise SourceError(f"{at}: {path}: no such file", hint="paths start at the folder of the job file")
     for path in files:
         format_of(path, spec.format)
-    return files
+    return list(dict.fromkeys(files))  # a path and a glob may name the same file: its rows are not paid twice
 
 
 def _hash(content: bytes) -> bytes:

@@ -145,6 +145,15 @@ def test_plan_of_a_run_that_exists_counts_what_is_left_and_what_was_edited(
     assert "30 answers edited since" in cbatch("plan", path, "--set", "params.temperature=1").out
 
 
+def test_plan_says_which_requests_never_fit(job: JobFolder, cbatch: Callable[..., Result]) -> None:
+    job.execute("--limit", "1")
+    path = job.path / "job.yaml"
+    changed = ("--set", "limits.tpm=1000", "--set", "params.max_completion_tokens=2000", "--output", "elsewhere")
+    found = cbatch("plan", path, "--json", *changed).summary
+    assert found["models"][0]["never_fit"] == 40
+    assert "40 requests reserve more than 1,000 tokens" in cbatch("plan", path, *changed).out
+
+
 def test_plan_refuses_what_run_refuses(job: JobFolder, cbatch: Callable[..., Result]) -> None:
     """With the file, the line and the key."""
     path = job.path / "job.yaml"

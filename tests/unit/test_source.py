@@ -314,6 +314,7 @@ def test_zstd_frames_of_other_writers_are_read(tmp_path: Path) -> None:
     [
         pytest.param("a/1.jsonl", [1], id="a path"),
         pytest.param(["a/2.jsonl", "a/1.jsonl"], [2, 1], id="a list keeps its order"),
+        pytest.param(["a/2.jsonl", "a/*.jsonl"], [2, 1], id="a file that is named twice is read once"),
         pytest.param("a/*.jsonl", [1, 2], id="a glob is sorted"),
         pytest.param("**/*.jsonl", [1, 2, 3], id="two stars go into folders"),
         pytest.param("a/[odd].jsonl", [4], id="a file whose name looks like a glob"),

@@ -113,6 +113,11 @@ def _model_lines(job: Job, m: ModelPlan) -> list[str]:
         f"{names[n]} alone {duration(s)}" for n, s in sorted(m.seconds.items(), key=lambda i: -i[1]) if n != m.binding
     ]
     out.append(f"    binds   {names[m.binding]}" + (f"; {', '.join(others)}" if others else ""))
+    if m.never_fit:
+        out.append(
+            f"    never   {plural(m.never_fit, 'request')} reserve more than {count(tpm)} tokens and will fail: "
+            "lower params.max_completion_tokens or raise limits.tpm"
+        )
     if rpm is None and tpm is None:
         out.append("    note    no rate limit is set: give limits.tier, or limits.rpm and limits.tpm, to avoid 429s")
     return out

@@ -200,7 +200,7 @@ def lines(s: Summary) -> list[str]:
         out.append(f"  waited    {', '.join(waits)}")
     for kind, number in sorted(s.errors.items(), key=lambda item: -item[1])[:3]:
         sample = " ".join(s.samples[kind].split())
-        out.append(f"  error     {kind} {number:,} x: {sample if len(sample) <= 110 else sample[:109] + '…'}")
+        out.append(f"  error     {kind} {number:,} x: {sample if len(sample) <= 200 else sample[:199] + '…'}")
     if s.paid_twice_at_most:
         out.append(f"  resumed   at most {plural(s.paid_twice_at_most, 'prompt')} may have been paid twice")
     if s.abandoned:
