@@ -35,21 +35,24 @@ class Gate:
         future: asyncio.Future[int] = self._loop.create_future()
         self._queue.append((future, reserve_tokens))
         if len(self._queue) == 1:
-            self._serve()
+            self.serve()
         try:
             return await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():  # admitted and cancelled in the same turn
                 self.leave(reserve_tokens, future.result(), used=0)
             else:
-                self._serve()  # this one may have been the head
+                self.serve()  # this one may have been the head
             raise
 
-    def leave(self, reserve_tokens: int, charged: int, used: int | None) -> None:
-        """The request was answered with `used` tokens (None: unknown)."""
+    def leave(self, reserve_tokens: int, charged: int, used: int | None, *, serve: bool = True) -> None:
+        """The request was answered with `used` tokens (None: unknown).
+
+        After a refusal `serve=False`: whoever stands next may have to be held first.
+        """
         self._pacer.settle(reserve_tokens, charged, used)
-        if self._queue:
-            self._serve()
+        if serve and self._queue:
+            self.serve()
 
     def hold(self, seconds: float) -> None:
         """Admit nobody for `seconds`."""
@@ -63,7 +66,8 @@ class Gate:
                 return self._pacer.waiting_for(self._loop.time(), tokens)
         return None
 
-    def _serve(self) -> None:
+    def serve(self) -> None:
+        """Admit who may go now, and set the timer for who is next."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -76,7 +80,7 @@ class Gate:
             ready = self._pacer.ready_at(now, tokens)
             if ready > now:
                 if ready != float("inf"):  # else an answer in flight comes first and calls `leave`
-                    self._timer = self._loop.call_at(ready, self._serve)
+                    self._timer = self._loop.call_at(ready, self.serve)
                 return
             self._queue.popleft()
             future.set_result(self._pacer.take(now, tokens))

@@ -87,6 +87,7 @@ async def send(
         succeeded_before = sender.succeeded
         activity.on_the_wire.add(task)
         used: int | None = None
+        error: APIError | None = None
         try:
             completion = await sender.api.complete(body)
             used = completion.usage.total_tokens
@@ -113,8 +114,11 @@ async def send(
             continue
         finally:
             activity.on_the_wire.discard(task)
-            sender.gate.leave(request.reserve_tokens, charged, used)
+            sender.gate.leave(request.reserve_tokens, charged, used, serve=error is None)
         decision = await _decide(error, sender, counted=counted, others=sender.succeeded > succeeded_before)
+        if isinstance(decision, retry.RetryAfter) and decision.hold and not sender.draining():
+            sender.gate.hold(decision.seconds)
+        sender.gate.serve()  # not before: a 429 holds whoever stands next, too
         if isinstance(decision, retry.StopRun):
             raise RunStopped(decision.because, hint=decision.hint) from error
         if isinstance(decision, retry.GiveUp):
@@ -127,8 +131,7 @@ async def send(
             counted -= 1
         activity.retries += 1
         if decision.hold:
-            sender.gate.hold(decision.seconds)  # and this prompt queues again with the others
-            continue
+            continue  # this prompt queues again with the others
         started = clock()
         activity.backing_off += 1
         try:

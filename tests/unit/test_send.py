@@ -273,6 +273,22 @@ def test_a_429_holds_every_prompt_and_is_not_backoff_of_the_one_that_met_it(virt
     virtual(main())
 
 
+def test_a_429_holds_who_stands_next_in_the_same_turn(virtual: Virtual) -> None:
+    """The tokens that a refused request gives back admit nobody before the hold."""
+
+    async def main() -> None:
+        api = ScriptedApi([status(429, QUOTA, retry_after="5"), completion()])
+        # Two requests of 1,000 tokens do not fit the half of 3,000 that may be reserved at once.
+        by = sender(api, tpm=3_000)
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(2):
+                tasks.create_task(send(request(), by, Timeline(ready=0.0)))
+        assert api.sent[0] == 0
+        assert min(api.sent[1:]) >= TOOK_S + 5
+
+    virtual(main())
+
+
 def test_who_met_the_429_queues_behind_those_who_wait_already(virtual: Virtual) -> None:
     async def main() -> None:
         api = ScriptedApi([status(429, QUOTA), completion()])
@@ -379,9 +395,9 @@ def test_each_attempt_is_settled_once_with_what_is_known_of_its_use(
         settlements: list[tuple[int, int | None]] = []
 
         class Watched(Gate):
-            def leave(self, reserve_tokens: int, charged: int, used: int | None) -> None:
+            def leave(self, reserve_tokens: int, charged: int, used: int | None, *, serve: bool = True) -> None:
                 settlements.append((reserve_tokens, used))
-                super().leave(reserve_tokens, charged, used)
+                super().leave(reserve_tokens, charged, used, serve=serve)
 
         loop = asyncio.get_running_loop()
         by = sender(ScriptedApi([first, completion(used=5)]), gate=Watched(Pacer(None, 60_000, now=loop.time())))
