@@ -41,7 +41,7 @@ from cbatch.send import Sender, send
 from cbatch.session import Options, Progress, Summary
 from cbatch.source import Source, Survey, carried, check_carry
 
-HEARTBEAT_S = 2.0  # how old `cbatch status` of a running job may be
+HEARTBEAT_S = 1.0  # how old `cbatch status` of a running job may be
 DRAIN_S = 30.0  # after the first Ctrl-C, answers in flight get this long
 PART_BYTES = 256 << 20  # a part is cut at this much text, however few its rows
 PART_S = 300.0  # and at least this often, so that long runs can be looked into

@@ -248,6 +248,7 @@ def test_sessions_add_up_over_a_kill(job: JobFolder, sims: Callable[..., Sim], c
     found = cbatch("status", job.run.path, "--json").summary
     assert found["done"] == found["answered"] == 120
     assert found["sent"] >= 120
+    assert found["rows_per_s"] <= 120 / found["elapsed_s"]
     first, second = job.run.read_info()["sessions"]
     assert (first["killed"], first["answered"], second["answered"]) == (True, kept, 120 - kept)
 

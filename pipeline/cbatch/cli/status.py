@@ -52,6 +52,8 @@ def status(folder: RunDir) -> dict[str, Any]:
         for name in ("elapsed_s", "sent", "answered", "retries", "rate_limited", "pace_wait_s", "backoff_s")
     }
     done = max(0, min(done - orphaned, total - failed)) if total is not None else done
+    # A session that was killed before its first heartbeat left rows and no time: it says nothing about speed.
+    timed = sum(session.get("answered", 0) for session in sessions if session.get("elapsed_s"))
     state = "running" if running else "killed" if info.get("state") == "running" else info.get("state", "unknown")
     return {
         "name": info.get("name"),
@@ -68,7 +70,7 @@ def status(folder: RunDir) -> dict[str, Any]:
         "prompt_tokens": paid.prompt_tokens,
         "completion_tokens": paid.completion_tokens,
         "cost_usd": None if paid.answers and paid.unpriced == paid.answers else paid.cost_usd,
-        "rows_per_s": spent["answered"] / spent["elapsed_s"] if spent["elapsed_s"] else None,
+        "rows_per_s": timed / spent["elapsed_s"] if spent["elapsed_s"] else None,
         **spent,
     }
 
