@@ -13,7 +13,7 @@ ROWS = [
     "errors catalog",
     "schema job yamltext",
     "render pace retry measure answers parquet session joberrors response_format jobschema formats",
-    "jobfile source client journal rundir gate feed",
+    "jobfile source client journal runlock rundir gate feed",
     "send resume publish",
     "engine plan verify report",
     "sim",

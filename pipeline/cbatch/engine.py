@@ -28,7 +28,7 @@ from cbatch.errors import CbatchError, JobError, JournalError, RunStopped, Sourc
 from cbatch.feed import Pending, Places
 from cbatch.gate import Gate
 from cbatch.job import Job
-from cbatch.journal import Journal, RunLock, Writer
+from cbatch.journal import Journal, Writer
 from cbatch.measure import cost_usd, record
 from cbatch.pace import Pacer
 from cbatch.parquet import table, tally, text_length, where
@@ -36,6 +36,7 @@ from cbatch.publish import Publisher, carried_types, rebuild
 from cbatch.render import Renderer, RenderError
 from cbatch.resume import Resume, Work, try_template
 from cbatch.rundir import RunDir
+from cbatch.runlock import RunLock
 from cbatch.schema import COLUMN_INDEX, Completion, Failure, Record, Timeline
 from cbatch.send import Sender, send
 from cbatch.session import Options, Progress, Summary

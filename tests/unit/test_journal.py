@@ -18,14 +18,15 @@ import pytest
 
 from cbatch import journal as journal_module
 from cbatch.errors import JournalError
-from cbatch.journal import FORMAT, VISIBLE, Journal, Part, RunLock, Writer, is_locked, key_of
+from cbatch.journal import FORMAT, VISIBLE, Journal, Part, Writer, key_of
+from cbatch.runlock import RunLock, is_locked
 from cbatch.schema import COLUMN_INDEX, COLUMNS, Record
 
 PIPELINE = Path(__file__).resolve().parents[2] / "pipeline"
 HOLD_THE_LOCK = """
 import sys
 from pathlib import Path
-from cbatch.journal import RunLock
+from cbatch.runlock import RunLock
 lock = RunLock(Path(sys.argv[1]))
 print("locked", flush=True)
 sys.stdin.read()

@@ -9,8 +9,9 @@ import click
 
 from cbatch.cli.shared import json_option, open_run, print_json
 from cbatch.cli.words import duration, money, plural, rate
-from cbatch.journal import Journal, Paid, is_locked
+from cbatch.journal import Journal, Paid
 from cbatch.rundir import RunDir
+from cbatch.runlock import is_locked
 
 
 @click.command(epilog="Example: cbatch status runs/hello --json | jq .left")

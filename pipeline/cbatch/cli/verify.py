@@ -9,7 +9,7 @@ import click
 
 from cbatch.cli.shared import json_option, open_run, print_json
 from cbatch.cli.words import plural
-from cbatch.journal import is_locked
+from cbatch.runlock import is_locked
 from cbatch.verify import Proof, verify
 
 
