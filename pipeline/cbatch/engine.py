@@ -31,7 +31,7 @@ from cbatch.job import Job
 from cbatch.journal import Journal, Writer
 from cbatch.measure import cost_usd, record
 from cbatch.pace import Pacer
-from cbatch.parquet import table, tally, text_length, where
+from cbatch.parquet import failures, table, text_length
 from cbatch.publish import Publisher, carried_types, rebuild
 from cbatch.render import Renderer, RenderError
 from cbatch.resume import Resume, Work, try_template
@@ -85,7 +85,7 @@ class Run:
         self._tasks: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
         self._signal: int | None = None
-        self._cut_off = 0  # requests cancelled on the wire: their answers may have been paid
+        self._cut_off: set[asyncio.Task[Any]] = set()  # cancelled on the wire: their answers may have been paid
         self._paid_twice = 0
         self._uncut_bytes = 0
         check_carry(job)
@@ -382,7 +382,7 @@ class Run:
         self._loop.call_later(DRAIN_S, self._cancel_all)
 
     def _cancel_all(self) -> None:
-        self._cut_off += len(self.progress.activity.on_the_wire)
+        self._cut_off |= self.progress.activity.on_the_wire
         for task in self._tasks:
             task.cancel()
 
@@ -405,7 +405,8 @@ class Run:
                 if complete and self._options.limit is None:
                     self._resume.settle(self._writer, survey, self._endpoint)
                 # What an earlier session may have paid for is still unknown while rows are left.
-                unknown = self._cut_off if complete else max(self._cut_off, self._paid_twice)
+                abandoned = len(self._cut_off)
+                unknown = abandoned if complete else max(abandoned, self._paid_twice)
                 self._writer.set("unknown_at_most", unknown).result()
             except JournalError as exc:
                 self._error = self._error or exc
@@ -414,11 +415,9 @@ class Run:
     def _count_earlier_errors(self) -> None:
         """Fill in the kinds of the failures of earlier sessions, from the parts."""
         with suppress(OSError):
-            failures = where(table(self.folder.parts, [], ["status", "error_kind", "error_message"]), "status", "error")
-            self.progress.errors = tally(failures.column("error_kind"))
-            for kind in self.progress.errors:
-                first = where(failures, "error_kind", kind).column("error_message")[0].as_py()
-                self.progress.samples.setdefault(kind, first)
+            found = failures(table(self.folder.parts, [], ["error_kind", "error_message"]))
+            self.progress.errors = {kind: count for kind, (count, _) in found.items()}
+            self.progress.samples = {kind: text for kind, (_, text) in found.items()} | self.progress.samples
 
     def _summary(self) -> Summary:
         progress, activity = self.progress, self.progress.activity
@@ -445,9 +444,7 @@ class Run:
             done=progress.done,
             failed=progress.failed,
             left=left,
-            orphaned=0
-            if left or self._options.limit is not None
-            else self._resume.known_before - self._resume.known_seen,
+            orphaned=0 if left or self._options.limit is not None else self._resume.not_seen,
             sent=activity.sent,
             answered=progress.answered,
             retries=activity.retries,
@@ -456,10 +453,10 @@ class Run:
             tokens_per_s=progress.completion_tokens / elapsed_s if elapsed_s > 0 else 0.0,
             prompt_tokens=paid.prompt_tokens,
             completion_tokens=paid.completion_tokens,
-            cost_usd=None if paid.answers and paid.unpriced == paid.answers else paid.cost_usd,
+            cost_usd=paid.known_usd,
             unpriced=paid.unpriced,
             paid_twice_at_most=self._paid_twice,
-            abandoned=self._cut_off,
+            abandoned=len(self._cut_off),
             simulated=self._simulated,
             workers=min(self.job.limits.concurrency, progress.total),
             pace_wait_s=activity.pace_wait_s,

@@ -66,6 +66,11 @@ class Paid:
     cost_usd: float = 0.0
     unpriced: int = 0  # answers whose price or usage is unknown
 
+    @property
+    def known_usd(self) -> float | None:
+        """What the answers cost, as far as prices are known; None where none is."""
+        return None if self.answers and self.unpriced == self.answers else self.cost_usd
+
     def add(self, row: list[Any]) -> None:
         """Count one row."""
         if row[_COST] is None and row[_COMPLETION] is None and row[_REQUEST_ID] is None:

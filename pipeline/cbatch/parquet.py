@@ -180,6 +180,15 @@ def tally(column: pa.ChunkedArray) -> dict[str, int]:
     return {str(entry["values"]): entry["counts"] for entry in sorted(counts, key=lambda e: -e["counts"])}
 
 
+def failures(rows: pa.Table) -> dict[str, tuple[int, str]]:
+    """How often each `error_kind` occurs and one message of it, the most frequent first."""
+    kinds = tally(rows.column("error_kind"))
+    return {
+        kind: (count, where(rows, "error_kind", kind).column("error_message")[0].as_py() or "")
+        for kind, count in kinds.items()
+    }
+
+
 def total(column: pa.ChunkedArray) -> float:
     """The sum of the measured values; 0 where nothing was measured."""
     found = pc.sum(column).as_py()

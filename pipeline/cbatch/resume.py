@@ -48,6 +48,11 @@ class Resume:
         self.orphaned = journal.get("orphaned") or 0  # known rows that come from no prompt of this input
 
     @property
+    def not_seen(self) -> int:
+        """Known rows that no prompt asked for; at the end of the input these are the orphaned ones."""
+        return self.known_before - self.known_seen
+
+    @property
     def may_replace(self) -> bool:
         """Whether rows that are already on disk may be run again."""
         return self._check_digests or self._options.retry_failed
@@ -137,7 +142,7 @@ class Resume:
             ("recipe", self._recipe()),
             ("source", survey.fingerprint),
             ("endpoint", endpoint),
-            ("orphaned", self.known_before - self.known_seen),
+            ("orphaned", self.not_seen),
         ):
             writer.set(name, value).result()
 

@@ -114,11 +114,7 @@ class _Rates:
         seconds = max(now - then, 1e-3)
         # The slowest model decides when the run ends. Rows that were skipped as known count as
         # answered here, so the first seconds of a resumed run look too good; the window forgets them.
-        etas: list[float] = []
-        for model, number in left.items():
-            if number and before[model] == number:
-                return (progress.answered - rows) / seconds, (progress.completion_tokens - tokens) / seconds, None
-            if number:
-                etas.append(number * seconds / (before[model] - number))
-        eta_s = max(etas) if etas and now - then > 1 else None
+        pairs = [(number, before[model] - number) for model, number in left.items() if number]
+        known = pairs and now - then > 1 and all(gone for _, gone in pairs)
+        eta_s = max(number * seconds / gone for number, gone in pairs) if known else None
         return (progress.answered - rows) / seconds, (progress.completion_tokens - tokens) / seconds, eta_s

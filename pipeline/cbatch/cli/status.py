@@ -70,7 +70,7 @@ def status(folder: RunDir) -> dict[str, Any]:
         "rows_in_parts": sum(part.rows for part in parts),
         "prompt_tokens": paid.prompt_tokens,
         "completion_tokens": paid.completion_tokens,
-        "cost_usd": None if paid.answers and paid.unpriced == paid.answers else paid.cost_usd,
+        "cost_usd": paid.known_usd,
         "rows_per_s": timed / spent["elapsed_s"] if spent["elapsed_s"] else None,
         **spent,
     }

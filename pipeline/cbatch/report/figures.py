@@ -7,7 +7,7 @@ from typing import Any
 
 from cbatch.errors import JournalError
 from cbatch.journal import PLANNED, Journal
-from cbatch.parquet import quantiles, table, tally, total, where
+from cbatch.parquet import failures, quantiles, table, tally, total, where
 from cbatch.rundir import RunDir
 
 LEVELS = (0.10, 0.50, 0.90, 0.99)
@@ -77,7 +77,6 @@ def figures(folder: RunDir) -> Figures:
     except OSError as exc:
         raise JournalError(f"{folder.results}: {exc}", hint="`cbatch verify` says which part is damaged") from None
     ok, errors = where(rows, "status", "ok"), where(rows, "status", "error")
-    kinds = tally(errors.column("error_kind"))
     models = tally(rows.column("model"))
     priced = ok.num_rows - ok.column("cost_usd").null_count
     return Figures(
@@ -95,12 +94,7 @@ def figures(folder: RunDir) -> Figures:
         unpriced=ok.num_rows - priced,
         spreads=_spreads(ok),
         by_model={m: _spreads(where(ok, "model", m)) for m in tally(ok.column("model"))} if len(models) > 1 else {},
-        errors=[
-            ErrorClass(
-                kind=kind, count=count, example=where(errors, "error_kind", kind).column("error_message")[0].as_py()
-            )
-            for kind, count in sorted(kinds.items(), key=lambda item: -item[1])
-        ],
+        errors=[ErrorClass(kind=k, count=count, example=text) for k, (count, text) in failures(errors).items()],
     )
 
 
