@@ -39,7 +39,7 @@ from cbatch.rundir import RunDir
 from cbatch.runlock import RunLock
 from cbatch.schema import COLUMN_INDEX, Completion, Failure, Record, Timeline
 from cbatch.send import Sender, send
-from cbatch.session import Options, Progress, Summary
+from cbatch.session import Options, Progress, Summary, unfinished_session
 from cbatch.source import Source, Survey, carried, check_carry
 
 HEARTBEAT_S = 1.0  # how old `cbatch status` of a running job may be
@@ -133,7 +133,8 @@ class Run:
             info = folder.read_info()
             self._sessions = list(info.get("sessions", []))[-99:]
             if info.get("state") == "running":  # killed: what its heartbeat and its rows tell
-                self._sessions.append(_killed(journal.get("live") or {}, self._sessions, sum(journal.counts())))
+                live = unfinished_session(journal.get("live"), self._sessions, sum(journal.counts()))
+                self._sessions.append(live | {"killed": True})
             resume = self._resume = Resume(job, journal, self._renderers, self._options)
             await asyncio.to_thread(resume.compare, source, survey, self._endpoint, info.get("endpoint"))
             if not resume.known_before:
@@ -506,12 +507,6 @@ class Run:
             if summary is None:
                 raise  # before anything was sent: better no run than one without its run.json
             self._warn(f"{self.folder.info_file}: could not be written; the results are complete without it")
-
-
-def _killed(live: dict[str, Any], sessions: list[dict[str, Any]], rows: int) -> dict[str, Any]:
-    """The session that a kill cut off; its last heartbeat may be older than its last row."""
-    answered = max(rows - sum(session.get("answered", 0) for session in sessions), 0)
-    return {**live, "answered": answered, "sent": max(live.get("sent", 0), answered), "killed": True}
 
 
 def _json(value: object) -> str:

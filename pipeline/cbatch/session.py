@@ -90,3 +90,14 @@ class Summary:
     exit_code: int
     error: str | None = None
     hint: str | None = None
+
+
+def unfinished_session(live: dict[str, Any] | None, sessions: list[dict[str, Any]], rows: int) -> dict[str, Any]:
+    """The figures of a session that has not written its end: running, or killed.
+
+    `live` is its last heartbeat, which may be older than its last row; `sessions` came before it, and
+    `rows` are durable.
+    """
+    live = live or {}
+    answered = max(rows - sum(session.get("answered", 0) for session in sessions), 0)
+    return live | {"answered": answered, "sent": max(live.get("sent", 0), answered)}

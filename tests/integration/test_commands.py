@@ -54,6 +54,7 @@ def test_status_while_it_runs_and_after_a_kill(
     process.kill()
     found = cbatch("status", job.run.path, "--json").summary
     assert (found["state"], found["sent_outcome_unknown_at_most"]) == ("killed", 26)
+    assert found["sent"] >= found["answered"] == found["done"]  # however old its last heartbeat
     assert "at most 26 prompts sent without a saved answer" in cbatch("status", job.run.path).out
 
 

@@ -12,6 +12,7 @@ from cbatch.cli.words import duration, money, plural, rate
 from cbatch.journal import Journal, Paid
 from cbatch.rundir import RunDir
 from cbatch.runlock import is_locked
+from cbatch.session import unfinished_session
 
 
 @click.command(epilog="Example: cbatch status runs/hello --json | jq .left")
@@ -36,8 +37,9 @@ def status(folder: RunDir) -> dict[str, Any]:
     journal = Journal(folder.journal)
     try:
         done, failed = journal.counts()
+        rows = done + failed
         paid = Paid(**(journal.get("paid") or {}))
-        live = journal.get("live") or {}
+        live = journal.get("live")
         unknown = journal.get("unknown_at_most") or 0
         parts = journal.parts()
         orphaned = journal.get("orphaned") or 0
@@ -47,7 +49,7 @@ def status(folder: RunDir) -> dict[str, Any]:
     total = info.get("total")
     sessions = list(info.get("sessions", []))
     if running or info.get("state") == "running":  # killed: what its last heartbeat said
-        sessions.append(live)
+        sessions.append(unfinished_session(live, sessions, rows))
     spent = {
         name: sum(session.get(name, 0) for session in sessions)
         for name in ("elapsed_s", "sent", "answered", "retries", "rate_limited", "pace_wait_s", "backoff_s")
