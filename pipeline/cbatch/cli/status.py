@@ -34,7 +34,7 @@ def command(run_dir: Path, as_json: bool) -> None:
 def status(folder: RunDir) -> dict[str, Any]:
     """The state of a run, from its journal and run.json. Raises JournalError."""
     info = folder.read_info()
-    journal = Journal(folder.journal)
+    journal = Journal(folder.find_journal().journal)
     try:
         done, failed = journal.counts()
         rows = done + failed
@@ -45,7 +45,7 @@ def status(folder: RunDir) -> dict[str, Any]:
         orphaned = journal.get("orphaned") or 0
     finally:
         journal.close()
-    running = is_locked(folder.lock)
+    running = is_locked(*folder.locks)
     total = info.get("total")
     sessions = list(info.get("sessions", []))
     if running or info.get("state") == "running":  # killed: what its last heartbeat said

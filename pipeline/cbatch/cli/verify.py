@@ -23,8 +23,8 @@ def command(run_dir: Path, as_json: bool) -> int:
     missing or damaged.
     """
     folder = open_run(run_dir)
-    proof = verify(folder)
-    if is_locked(folder.lock):
+    proof = verify(folder.find_journal())
+    if is_locked(*folder.locks):
         proof.notes.append("a cbatch is running here: what it has not done yet is missing")
     if as_json:
         print_json(asdict(proof))
