@@ -355,3 +355,42 @@ async def test_a_fault_before_the_quota_costs_no_quota() -> None:
         assert [(await _ask(client))[0] for _ in range(5)] == [500] * 5
     async with _server("missing_usage", rpm=3, refund=False) as client:
         assert [(await _ask(client))[0] for _ in range(5)] == [200] * 3 + [429] * 2
+
+
+@pytest.mark.parametrize("kind", ["refuse", "503"])
+async def test_an_outage_happens_once(kind: str) -> None:
+    """What is in flight is cut off, everything is refused for a while, and then it is over until a reset."""
+    async with _server(outage_after_s=0.1, outage_for_s=0.2, outage_kind=kind, speed=1.0, answer_tokens=3000) as client:
+        async with client.get("/v1/models", headers=KEY) as response:
+            assert response.status == 200
+        with pytest.raises(BROKEN):  # takes a second
+            await _ask(client)
+        for path in ("/v1/models", "/public/v1/models"):
+            if kind == "503":
+                async with client.get(path, headers=KEY) as response:
+                    assert (response.status, (await response.json())["code"]) == (503, "service_unavailable")
+            else:
+                with pytest.raises(BROKEN):
+                    await client.get(path, headers=KEY)
+        async with client.get("/_sim/stats") as response:
+            assert (await response.json())["outage_refused"] >= 2
+        await asyncio.sleep(0.3)
+        assert (await _ask(client, max_completion_tokens=5))[0] == 200
+        assert (await _ask(client))[0] == 200
+        async with client.post("/_sim/reset"):
+            pass
+        with pytest.raises(BROKEN):
+            await _ask(client)
+
+
+async def test_an_outage_closes_connections_on_which_nothing_happens() -> None:
+    """A kept-alive connection is gone too: the server says so before anything is asked."""
+    async with _server(outage_after_s=0.05, outage_for_s=0.01) as client:
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+        writer.write(b"GET /public/v1/models/x HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 404")
+        await _ask(client)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            async with asyncio.timeout(5):
+                await reader.readuntil(b"never")
+        writer.close()

@@ -238,3 +238,97 @@ async def test_prompts_of_a_second_run_meet_full_memory_bounds() -> None:
             assert status == 200
         assert (await _ask(client, headers={"Authorization": "Bearer k0"}))[0] == 200
         assert (await _ask(client, headers={"Authorization": "Bearer k1029"}))[0] == 429
+
+
+@pytest.mark.parametrize(
+    ("window", "elapsed_s", "passes"),
+    [
+        pytest.param("bucket", 30, 3, id="a bucket is half full after half a minute"),
+        pytest.param("fixed", 19.9, 0, id="a fixed window has nothing before its boundary"),
+        pytest.param("fixed", 20.1, 6, id="a fixed window has everything after it"),
+        pytest.param("sliding", 59.9, 0, id="a sliding window remembers a whole minute"),
+        pytest.param("sliding", 60.1, 6, id="a sliding window forgets after it"),
+    ],
+)
+async def test_three_readings_of_a_minute(window: str, elapsed_s: float, passes: int) -> None:
+    """Six requests at 40 s of a wall-clock minute; how many pass after a while depends on how they are counted."""
+    clock = Clock()
+    async with _server(clock, rpm=6, quota_window=window) as client:
+        # The first request ties this clock to the wall clock; another account's does it here.
+        await _ask(client, headers={"Authorization": "Bearer other"})
+        _, _, headers = await _ask(client, headers={"Authorization": "Bearer other"})
+        clock.now += float(headers["x-ratelimit-reset-tokens-minute"]) + 40
+        assert [(await _ask(client))[0] for _ in range(7)] == [200] * 6 + [429]
+        clock.now += elapsed_s
+        assert [(await _ask(client))[0] for _ in range(7)] == [200] * passes + [429] * (7 - passes)
+
+
+async def test_accelerated_time() -> None:
+    """At 60 times the rate a minute's quota is back after a second, and what the caller is told is in its seconds."""
+    clock = Clock()
+    async with _server(clock, rpm=5, clock_rate=60.0, retry_after=True, headers="extended") as client:
+        assert [(await _ask(client))[0] for _ in range(6)] == [200] * 5 + [429]
+        _, _, headers = await _ask(client)
+        assert headers["retry-after"] == "0.2"
+        assert float(headers["x-ratelimit-reset-requests-minute"]) <= 1.0
+        clock.now += 0.2
+        assert (await _ask(client))[0] == 200
+        clock.now += 1.0
+        assert [(await _ask(client))[0] for _ in range(6)] == [200] * 5 + [429]
+
+
+async def test_a_busy_server_refuses_above_its_capacity() -> None:
+    """Two at once are served; the others hear queue_exceeded, which costs no quota, until one of the two is done."""
+    async with _server(Clock(), max_in_flight=2, speed=1.0, rpm=100, headers="extended", answer_tokens=900) as client:
+        answers: list[Answer] = []
+
+        async def one(number: int) -> None:
+            answers.append(await _ask(client, seed=number))
+
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(10):
+                tasks.create_task(one(number))
+        status, _, headers = await _ask(client)
+        assert status == 200
+        assert headers["x-ratelimit-remaining-requests-minute"] == "97"
+        stats = await _stats(client)
+    assert sorted(status for status, _, _ in answers) == [200] * 2 + [429] * 8
+    assert {error["code"] for status, error, _ in answers if status == 429} == {"queue_exceeded"}
+    assert stats["models"]["gpt-oss-120b"]["max_in_flight"] == 2
+
+
+async def _stats(client: TestClient[web.Request, web.Application]) -> dict[str, Any]:
+    async with client.get("/_sim/stats") as response:
+        found: dict[str, Any] = await response.json()
+        return found
+
+
+async def test_what_a_quota_test_needs_is_counted_per_model() -> None:
+    """Admitted requests and used tokens, 429s by code, and a timeline by the second of the limits' clock."""
+    clock = Clock()
+    async with _server(clock, rpm=2) as client:
+        used = 0
+        for number in range(3):
+            status, answer, _ = await _ask(client, seed=number)
+            used += answer["usage"]["total_tokens"] if status == 200 else 0
+        clock.now += 30
+        _, answer, _ = await _ask(client)
+        await _ask(client, model="zai-glm-4.7")
+        models = (await _stats(client))["models"]
+        clock.now += 601
+        await _ask(client, model="zai-glm-4.7")
+        later = (await _stats(client))["models"]
+        async with client.post("/_sim/reset"):
+            pass
+        assert (await _stats(client))["models"] == {}
+    first = models["gpt-oss-120b"]
+    assert (first["admitted"], first["rate_limited"]) == (3, {"request_quota_exceeded": 1})
+    assert first["total_tokens"] == first["uncached_tokens"] == used + answer["usage"]["total_tokens"]
+    assert (first["in_flight"], first["max_in_flight"]) == (0, 1)
+    assert first["timeline"] == [
+        [1000, 2, used, used, 1],
+        [1030, 1, answer["usage"]["total_tokens"], answer["usage"]["total_tokens"], 0],
+    ]
+    assert models["zai-glm-4.7"]["admitted"] == 1
+    assert later["gpt-oss-120b"]["timeline"] == []  # older than ten minutes
+    assert [second for second, *_ in later["zai-glm-4.7"]["timeline"]] == [1631]

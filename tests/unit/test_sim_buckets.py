@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cbatch.sim.buckets import HEADER_SETS, Allowance, Bucket, Reservation, rate_headers
+from cbatch.sim.buckets import HEADER_SETS, Allowance, Reservation, rate_headers
 from cbatch.sim.config import SimConfig
 from cbatch.sim.models import MODELS, TIERS, Limits
+from cbatch.sim.windows import WINDOWS, Bucket, FixedWindow, SlidingWindow
 
 
 @pytest.mark.parametrize(
@@ -28,10 +29,91 @@ def test_refill(taken: float, elapsed_s: float, available: float) -> None:
     assert bucket.available(100.0 + elapsed_s) == pytest.approx(available)
 
 
-def test_waiting_exactly_as_long_as_told_is_enough() -> None:
+@pytest.mark.parametrize(
+    ("elapsed_s", "available"),
+    [
+        pytest.param(0, 0, id="everything is taken"),
+        pytest.param(19.9, 0, id="nothing comes back within the wall-clock minute"),
+        pytest.param(20, 60, id="all comes back at its boundary"),
+    ],
+)
+def test_a_fixed_window(elapsed_s: float, available: float) -> None:
+    """Counted by the minute of the wall clock, here 40 s old at the start."""
+    window = FixedWindow(60, 60.0, 100.0, offset_s=0.0)
+    window.take(100.0, 60)
+    assert window.available(100.0 + elapsed_s) == pytest.approx(available)
+
+
+def test_a_fixed_window_forgets_reservations_of_the_last_one() -> None:
+    """What is settled after the boundary neither fills the new window above its limit nor empties it."""
+    window = FixedWindow(60, 60.0, 0.0)
+    window.take(59.0, 50)
+    window.give(59.5, 59.0, 30)
+    assert window.available(59.5) == 40
+    window.take(61.0, 10)
+    window.give(61.0, 59.0, 20)
+    assert window.available(61.0) == 50
+    window.give(61.0, 59.0, -5)
+    assert window.available(61.0) == 45
+    assert window.full_s(61.0) == pytest.approx(59.0)
+    assert window.full_s(120.0) == 0.0
+
+
+def test_a_sliding_window() -> None:
+    """Each amount comes back a window after it was taken, and settling changes what will come back."""
+    window = SlidingWindow(60, 60.0, 0.0)
+    window.take(0.0, 20)
+    window.take(30.0, 40)
+    assert window.available(59.0) == 0
+    assert window.wait(59.0, 20) == pytest.approx(1.0, abs=0.02)
+    assert window.wait(59.0, 21) == pytest.approx(31.0, abs=0.02)
+    window.give(59.0, 30.0, 30)
+    assert window.available(59.0) == 30
+    assert window.available(60.02) == 50
+    assert window.available(90.02) == 60
+    window.give(95.0, 30.0, 10)
+    assert window.available(95.0) == 60
+    window.give(95.0, 30.0, -10)
+    assert window.available(95.0) == 50
+    assert window.full_s(95.0) == pytest.approx(60.0, abs=0.02)
+
+
+def test_a_sliding_window_of_a_day_has_a_bounded_log() -> None:
+    window = SlidingWindow(1e9, 86_400.0, 0.0)
+    for number in range(50_000):
+        window.take(number * 10.0, 1)
+    assert len(window._log) <= 4_098
+    assert window.available(500_000.0) == pytest.approx(1e9 - 8_640, abs=5)
+
+
+@given(
+    st.sampled_from(sorted(WINDOWS)),
+    st.integers(1, 500),
+    st.lists(st.tuples(st.floats(0, 40), st.integers(1, 60)), min_size=1, max_size=60),
+)
+def test_no_window_passes_more_than_its_reading_allows(
+    kind: str, limit: int, arrivals: list[tuple[float, int]]
+) -> None:
+    """Sliding: the limit in any 60 s; fixed: in any wall-clock minute; bucket: the limit and what flows in."""
+    allowance = Allowance(Limits(tpm=limit), 0.0, kind)
+    now = 0.0
+    passed: list[tuple[float, int]] = []
+    for gap_s, tokens in arrivals:
+        now += gap_s
+        if allowance.admit(now, tokens) is None:
+            passed.append((now, tokens))
+    for start, _ in passed:
+        any_minute = sum(tokens for at, tokens in passed if start <= at < start + 60)
+        same_minute = sum(tokens for at, tokens in passed if at // 60 == start // 60)
+        assert any_minute <= (limit if kind == "sliding" else 2 * limit)
+        assert kind != "fixed" or same_minute <= limit
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_waiting_exactly_as_long_as_told_is_enough(kind: str) -> None:
     """A caller that sleeps `wait_s` is admitted, whatever the rounding of floats."""
     for rpm in (5, 7, 13, 300, 997):
-        allowance = Allowance(Limits(rpm=rpm), 0.1)
+        allowance = Allowance(Limits(rpm=rpm), 0.1, kind, offset_s=1_795_132_811.3)
         now = 0.1
         for _ in range(3 * rpm):
             refusal = allowance.admit(now, 1)
@@ -90,7 +172,7 @@ def test_settlement_gives_back_what_was_not_used_once() -> None:
     """The reservation becomes the usage; cached tokens cost nothing in the uncached bucket but do in the total."""
     allowance = Allowance(Limits(tpm=1000, total_tpm=3000), 0.0)
     assert allowance.admit(0.0, 900) is None
-    reservation = Reservation(allowance, 900, uncached=100, total=228)
+    reservation = Reservation(allowance, 900, uncached=100, total=228, at=0.0)
     for _ in range(3):
         reservation.settle(0.0)
     assert allowance.shown["tokens", "minute"].available(0.0) == pytest.approx(900)
@@ -115,6 +197,15 @@ def test_no_window_passes_more_than_its_rate_plus_the_burst(limit: int, arrivals
         for end, tokens in passed[first:]:
             total += tokens
             assert total <= limit + (end - start) * limit / 60 + 1e-3
+
+
+def test_headers_are_in_the_seconds_of_whoever_reads_them() -> None:
+    """A limits' clock that runs 60 times as fast ends a minute after a second."""
+    allowance = Allowance(Limits(tpm=60_000), 0.0)
+    assert allowance.admit(0.0, 30_000) is None
+    for wall_s, reset_s in ((None, 0.5), (1_795_132_815.0, 0.75)):
+        headers = rate_headers(allowance, 0.0, shown=HEADER_SETS["classic"], wall_s=wall_s, rate=60.0)
+        assert float(headers["x-ratelimit-reset-tokens-minute"]) == pytest.approx(reset_s)
 
 
 def test_wall_clock_resets_count_to_the_next_minute_and_midnight() -> None:
@@ -175,6 +266,11 @@ def test_own_limits_replace_the_tiers() -> None:
     assert (limits.rpm, limits.tpm, limits.total_tpm, limits.tph) == (60, 1000, 3000, 1_000_000)
 
 
+def test_the_total_limit_can_be_given() -> None:
+    assert SimConfig(tpm=1000, total_tpm=1500).limits("gpt-oss-120b").total_tpm == 1500
+    assert SimConfig(total_tpm=1500).limits("gpt-oss-120b").tpm == 1_000_000
+
+
 @pytest.mark.parametrize("tier", TIERS)
 def test_every_tier_knows_every_model(tier: str) -> None:
     assert TIERS[tier].keys() == MODELS.keys()
@@ -188,6 +284,11 @@ def test_every_tier_knows_every_model(tier: str) -> None:
         pytest.param({"reset_style": "x"}, "wall-clock, refill", id="an unknown reset style lists them"),
         pytest.param({"rpm": 0}, "rpm is 0", id="a limit of zero is refused"),
         pytest.param({"speed": 0}, "speed is 0", id="a speed of zero is refused"),
+        pytest.param({"quota_window": "x"}, "bucket, fixed, sliding", id="an unknown window lists them"),
+        pytest.param({"outage_kind": "x"}, "refuse, 503", id="an unknown kind of outage lists them"),
+        pytest.param({"clock_rate": 0}, "clock_rate is 0", id="a clock that stands still is refused"),
+        pytest.param({"max_in_flight": 0}, "max_in_flight is 0", id="a server that serves nobody is refused"),
+        pytest.param({"stall_s": -1}, "stall_s is -1", id="a negative silence is refused"),
         pytest.param({"faults": {"503": 2.0}}, "from 0 to 1", id="a probability above one is refused"),
     ],
 )

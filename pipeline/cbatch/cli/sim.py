@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from typing import Any
 
 import click
 
 from cbatch.cli.shared import run_async
 from cbatch.errors import JobError, RunStopped
-from cbatch.sim import FAULTS, TIERS, SimConfig, serve
+from cbatch.sim import FAULTS, HEADER_SETS, OUTAGES, RESET_STYLES, TIERS, WINDOWS, SimConfig, serve
 
 
 def _faults(values: tuple[str, ...]) -> dict[str, float]:
@@ -44,54 +45,72 @@ def _faults(values: tuple[str, ...]) -> dict[str, float]:
     help="Inject a fault, with this probability; repeatable.",
 )
 @click.option("--speed", default=1.0, show_default=True, help="Times the token rate; `inf` answers at once.")
+@click.option("--rps", type=click.IntRange(1), help="Requests per second: bursts are refused.")
 @click.option("--rpm", type=click.IntRange(1), help="Requests per minute, instead of the tier's.")
-@click.option("--tpm", type=click.IntRange(1), help="Tokens per minute, instead of the tier's.")
-@click.option("--rps", type=click.IntRange(1), help="Requests per second on top: bursts are refused.")
+@click.option("--rph", type=click.IntRange(1), help="Requests per hour.")
+@click.option("--rpd", type=click.IntRange(1), help="Requests per day.")
+@click.option("--tpm", type=click.IntRange(1), help="Uncached tokens per minute, instead of the tier's.")
+@click.option("--total-tpm", type=click.IntRange(1), help="Cached ones too  [default: 3 times --tpm].")
+@click.option("--tph", type=click.IntRange(1), help="Tokens per hour, instead of the tier's.")
+@click.option("--tpd", type=click.IntRange(1), help="Tokens per day, instead of the tier's.")
+@click.option(
+    "--quota-window",
+    type=click.Choice(list(WINDOWS)),
+    default="bucket",
+    show_default=True,
+    help="How limits count: refilled all the time, anew at every wall-clock boundary, or over the last window.",
+)
+@click.option("--clock-rate", default=1.0, show_default=True, help="A minute's quota passes in 60 s divided by this.")
+@click.option("--no-refund", is_flag=True, help="Keep what was reserved, however short the answer.")
+@click.option("--reserve-cap", metavar="N", type=click.IntRange(1), help="Reserve at most N tokens for an answer.")
+@click.option("--max-in-flight", metavar="N", type=click.IntRange(1), help="429 queue_exceeded above N at once.")
 @click.option(
     "--headers",
-    type=click.Choice(["none", "classic", "extended"]),
+    type=click.Choice(list(HEADER_SETS)),
     default="classic",
     show_default=True,
     help="Which x-ratelimit headers answers have.",
 )
+@click.option(
+    "--reset-style",
+    type=click.Choice(RESET_STYLES),
+    default="wall-clock",
+    show_default=True,
+    help="What reset headers count to: the next boundary, or a full bucket.",
+)
 @click.option("--retry-after", is_flag=True, help="Send Retry-After with every 429.")
-@click.option("--key", "key", metavar="KEY", help="Accept only this made-up key [default: any but wrong…].")
+@click.option("--answer-tokens", metavar="N", type=click.IntRange(1), help="Every text answer has N tokens.")
+@click.option(
+    "--median-tokens", metavar="N", type=click.IntRange(1), default=80, show_default=True, help="Of answers' texts."
+)
+@click.option("--stall-s", metavar="S", default=30.0, show_default=True, help="Silence of the fault `stall`.")
+@click.option("--slow-s", metavar="S", default=2.0, show_default=True, help="Silence of `slow_first_byte`.")
+@click.option(
+    "--outage-after", "outage_after_s", metavar="S", type=float, help="Be gone once, S seconds after the first request."
+)
+@click.option("--outage-for", "outage_for_s", metavar="S", default=10.0, show_default=True, help="How long.")
+@click.option(
+    "--outage-kind",
+    type=click.Choice(OUTAGES),
+    default="refuse",
+    show_default=True,
+    help="Close every connection without an answer, or answer 503.",
+)
+@click.option("--key", "api_key", metavar="KEY", help="Accept only this made-up key [default: any but wrong…].")
 @click.option("--until-stdin-closes", is_flag=True, hidden=True)
 def command(
-    host: str,
-    port: int,
-    tier: str,
-    seed: int,
-    fault: tuple[str, ...],
-    speed: float,
-    rpm: int | None,
-    tpm: int | None,
-    rps: int | None,
-    headers: str,
-    retry_after: bool,
-    key: str | None,
-    until_stdin_closes: bool,
+    host: str, port: int, fault: tuple[str, ...], no_refund: bool, until_stdin_closes: bool, **settings: Any
 ) -> None:
     """Serve a local Cerebras: same wire format, limits, speeds and faults.
 
     Prints its address as the first line, runs in the foreground, and stops on Ctrl-C. The numbers
     of a run against it say nothing about the real service.
     """
-    try:
-        config = SimConfig(
-            tier=tier,
-            seed=seed,
-            faults=_faults(fault),
-            speed=speed,
-            rpm=rpm,
-            tpm=tpm,
-            rps=rps,
-            headers=headers,
-            retry_after=retry_after,
-            api_key=key,
-        )
+    try:  # every other option is named like the field it sets
+        config = SimConfig(faults=_faults(fault), refund=not no_refund, **settings)
     except ValueError as exc:
-        raise JobError(f"sim: {exc}") from None
+        message, _, hint = str(exc).partition("\n")
+        raise JobError(f"sim: {message}", hint=hint or None) from None
     try:
         run_async(_serve(config, host, port, until_stdin_closes))
     except OSError as exc:

@@ -8,20 +8,33 @@ It imports nothing from the rest of cbatch: a simulator that shared code with th
     completions.py  one chat request, in the order of its checks:
     validate.py       is it a valid request (fields.py, messages.py, strict.py)
     faults.py         what is to go wrong
-    buckets.py        is there quota left
+    buckets.py        is there quota left (windows.py: how one limit is counted)
     cache.py          what of the prompt is cached
     answers.py        what is said (schemas.py)
     timing.py         when
     stream.py         as which bytes (wire.py: errors)
     sending.py        and so to the socket
+    outage.py       the service is gone for a while
     stats.py        what was seen
     serving.py      a server of its own
 """
 
 from .app import create_app
-from .config import SimConfig
+from .buckets import HEADER_SETS
+from .config import OUTAGES, RESET_STYLES, SimConfig
 from .faults import FAULTS
 from .models import TIERS
 from .serving import serve
+from .windows import WINDOWS
 
-__all__ = ["FAULTS", "TIERS", "SimConfig", "create_app", "serve"]
+__all__ = [
+    "FAULTS",
+    "HEADER_SETS",
+    "OUTAGES",
+    "RESET_STYLES",
+    "TIERS",
+    "WINDOWS",
+    "SimConfig",
+    "create_app",
+    "serve",
+]

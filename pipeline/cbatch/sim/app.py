@@ -11,6 +11,7 @@ from aiohttp import web
 from .completions import Completions, organization, refusal_response
 from .config import SimConfig
 from .models import listed, published
+from .outage import Outage
 from .wire import Refused, model_not_found
 
 __all__ = ["create_app"]
@@ -26,7 +27,8 @@ def create_app(config: SimConfig | None = None, *, clock: Callable[[], float] | 
     Waiting for an answer's tokens always follows the event loop.
     """
     routes = _Routes(config or SimConfig(), clock)
-    app = web.Application(client_max_size=_MAX_BODY_BYTES)
+    middlewares = [routes.outage.middleware] if routes.outage is not None else []
+    app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=middlewares)
     app.router.add_post("/v1/chat/completions", routes.completions.handle)
     app.router.add_get("/v1/models", routes.models)
     app.router.add_get("/v1/models/{id}", routes.model)
@@ -46,6 +48,7 @@ class _Routes:
     def __init__(self, config: SimConfig, clock: Callable[[], float] | None) -> None:
         self.config = config
         self.completions = Completions(config, clock)
+        self.outage = Outage(config, self.completions) if config.outage_after_s is not None else None
 
     def _answer(self, route: str, value: Any, status: int = 200) -> web.Response:
         stats = self.completions.stats
@@ -115,15 +118,18 @@ class _Routes:
 
     async def stats(self, _: web.Request) -> web.Response:
         """`GET /_sim/stats`: what was seen since the start or the last reset; not counted itself."""
-        snapshot = self.completions.stats.snapshot(in_flight=len(self.completions.running))
-        return web.Response(body=orjson.dumps(snapshot), headers=_JSON)
+        return web.Response(body=orjson.dumps(self.completions.snapshot()), headers=_JSON)
 
     async def reset(self, _: web.Request) -> web.Response:
         """`POST /_sim/reset`: as after a start."""
         self.completions.forget()
+        if self.outage is not None:
+            self.outage.forget()
         return web.Response(status=204)
 
     async def stop(self, _: web.Application) -> None:
         """End what is still being answered: a stalled answer must not hold up the shutdown."""
+        if self.outage is not None:
+            self.outage.forget()
         for task in self.completions.running:
             task.cancel()

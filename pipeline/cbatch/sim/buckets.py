@@ -1,7 +1,7 @@
-"""Token buckets: how much one organization may still send to one model.
+"""All limits of one organization and one model: admission, settlement, and the headers that tell of them.
 
-Pure arithmetic: time is an argument (seconds, any origin, never going back). A bucket holds its whole limit
-and refills continuously at limit / window; there is no fixed window and no reset.
+Pure arithmetic: time is an argument (seconds, any origin, never going back). `windows.py` says how one limit
+is counted.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .models import UNLIMITED, Limits
+from .windows import DAY_S, SLACK, WINDOWS, Window
 
-__all__ = ["HEADER_SETS", "Allowance", "Bucket", "Refusal", "Reservation", "rate_headers"]
+__all__ = ["HEADER_SETS", "Allowance", "Refusal", "Reservation", "rate_headers"]
 
-_WINDOWS_S = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
-_SLACK = 1e-6  # float dust must not refuse a caller that waited exactly as long as it was told
+_WINDOWS_S = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": DAY_S}
 
 HEADER_SETS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "none": (),
@@ -30,31 +30,6 @@ HEADER_SETS: Mapping[str, tuple[tuple[str, str], ...]] = {
 }
 
 
-class Bucket:
-    """`limit` units, refilled at limit / window_s per second."""
-
-    __slots__ = ("at", "level", "limit", "per_s")
-
-    def __init__(self, limit: float, window_s: float, now: float) -> None:
-        self.limit = limit
-        self.per_s = limit / window_s
-        self.level = limit
-        self.at = now
-
-    def available(self, now: float) -> float:
-        """What may be taken at `now`; below zero after a request cost more than was reserved."""
-        level = self.level + (now - self.at) * self.per_s
-        self.level = level if level < self.limit else self.limit
-        self.at = now
-        return self.level
-
-    def wait(self, now: float, amount: float) -> float:
-        """Seconds until `amount` is there; inf when it is more than the bucket can ever hold."""
-        if amount > self.limit + _SLACK:
-            return float("inf")
-        return max(0.0, (amount - self.available(now)) / self.per_s)
-
-
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """The bucket that said no: `kind` requests, tokens or total tokens; `wait_s` inf: it never will."""
@@ -65,14 +40,20 @@ class Refusal:
 
 
 class Allowance:
-    """Every bucket of one (organization, model)."""
+    """Every bucket of one (organization, model); `window` is how each is counted, a name in WINDOWS.
+
+    `offset_s` added to `now` is wall time, for windows that begin at a boundary of it.
+    """
 
     __slots__ = ("_requests", "_tokens", "shown")
 
-    def __init__(self, limits: Limits, now: float) -> None:
-        def build(*spec: tuple[str, str, int | None]) -> list[tuple[str, str, Bucket]]:
+    def __init__(self, limits: Limits, now: float, window: str = "bucket", offset_s: float = 0.0) -> None:
+        # Every window divides a day; a small number keeps the fractions of a second.
+        offset_s %= DAY_S
+
+        def build(*spec: tuple[str, str, int | None]) -> list[tuple[str, str, Window]]:
             return [
-                (kind, period, Bucket(limit, _WINDOWS_S[period], now))
+                (kind, period, WINDOWS[window](limit, _WINDOWS_S[period], now, offset_s))
                 for kind, period, limit in spec
                 if limit is not None
             ]
@@ -97,50 +78,52 @@ class Allowance:
         Requests are looked at before tokens. A refused request costs nothing.
         """
         for kind, period, bucket in self._requests:
-            if bucket.available(now) < 1 - _SLACK:
+            if bucket.available(now) < 1 - SLACK:
                 return Refusal(kind, period, bucket.wait(now, 1))
         for kind, period, bucket in self._tokens:
-            if bucket.available(now) < tokens - _SLACK:
+            if bucket.available(now) < tokens - SLACK:
                 return Refusal(kind, period, bucket.wait(now, tokens))
         for _, _, bucket in self._requests:
-            bucket.level -= 1
+            bucket.take(now, 1)
         for _, _, bucket in self._tokens:
-            bucket.level -= tokens
+            bucket.take(now, tokens)
         return None
 
-    def settle(self, now: float, reserved: int, uncached: int, total: int) -> None:
-        """Replace a reservation by what was used; cached tokens cost nothing in the uncached bucket."""
+    def settle(self, now: float, at: float, reserved: int, uncached: int, total: int) -> None:
+        """Replace a reservation made at `at` by what was used; cached tokens cost the uncached bucket nothing."""
         for kind, period, bucket in self._tokens:
             used = uncached if kind == "tokens" and period == "minute" else total
-            bucket.level = min(bucket.limit, bucket.available(now) + reserved - used)
+            bucket.give(now, at, reserved - used)
 
 
 class Reservation:
     """Tokens taken at admission, to be replaced once by those that were used."""
 
-    __slots__ = ("_is_open", "_reserved", "_total", "_uncached", "allowance")
+    __slots__ = ("_at", "_is_open", "_reserved", "_total", "_uncached", "allowance")
 
-    def __init__(self, allowance: Allowance, reserved: int, uncached: int, total: int) -> None:
+    def __init__(self, allowance: Allowance, reserved: int, uncached: int, total: int, *, at: float) -> None:
         self.allowance = allowance
         self._reserved = reserved
         self._uncached = uncached
         self._total = total
+        self._at = at
         self._is_open = True
 
     def settle(self, now: float) -> None:
         """Give back what was not used; calling again changes nothing."""
         if self._is_open:
             self._is_open = False
-            self.allowance.settle(now, self._reserved, self._uncached, self._total)
+            self.allowance.settle(now, self._at, self._reserved, self._uncached, self._total)
 
 
 def rate_headers(
-    allowance: Allowance, now: float, *, shown: tuple[tuple[str, str], ...], wall_s: float | None
+    allowance: Allowance, now: float, *, shown: tuple[tuple[str, str], ...], wall_s: float | None, rate: float = 1.0
 ) -> dict[str, str]:
     """The `x-ratelimit-*` headers of one answer.
 
     `reset` is plain float seconds: with `wall_s` (Unix seconds) to the next wall-clock boundary, as in the
-    recorded answers, else to the moment the bucket is full.
+    recorded answers, else to the moment the bucket is full. The clock of `now` and `wall_s` runs `rate` times as
+    fast as the one of whoever reads the headers.
     """
     headers: dict[str, str] = {}
     for kind, period in shown:
@@ -153,10 +136,10 @@ def rate_headers(
         else:
             level = bucket.available(now)
             limit = int(bucket.limit)
-            remaining = max(0, int(level + _SLACK))
-            full_s = (bucket.limit - level) / bucket.per_s
+            remaining = max(0, int(level + SLACK))
+            full_s = bucket.full_s(now)
         reset_s = full_s if wall_s is None else window_s - wall_s % window_s
         headers[f"x-ratelimit-limit-{name}"] = str(limit)
         headers[f"x-ratelimit-remaining-{name}"] = str(remaining)
-        headers[f"x-ratelimit-reset-{name}"] = str(reset_s)
+        headers[f"x-ratelimit-reset-{name}"] = str(reset_s / rate)
     return headers

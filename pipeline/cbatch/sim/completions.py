@@ -1,7 +1,7 @@
 """One chat request from its first check to its answer.
 
 The order of the checks decides which of two errors a client sees: key, payment, body, fields, model, context
-length, injected faults, request buckets, token buckets.
+length, a full server, injected faults, request buckets, token buckets.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ __all__ = ["Completions", "organization", "refusal_response"]
 
 _MAX_ORGANIZATIONS = 1024  # the one that came first is forgotten, and returns to full buckets
 _HTML = {"Content-Type": "text/html"}
-_BUSY_S = 1.0  # users report that queue_exceeded clears in about a second
-_NEVER_S = 60.0  # Retry-After for what can never be admitted
+_BUSY_S = 1  # users report that queue_exceeded clears in about a second
+_NEVER_S = 60  # Retry-After for what can never be admitted
 
 _REFUSALS: dict[str, ErrorAnswer] = {
     "bad_request": wire.bad_value("messages", "This prompt was refused."),
@@ -80,6 +80,7 @@ class Completions:
         self._wall_offset_s: float | None = None
         self._shown = HEADER_SETS[config.headers]
         self._limits = {name: config.limits(name) for name in config.models}
+        self._in_service = 0  # being answered: neither refused nor dropped
         self._ids = Random()  # not seeded: an id names one answer of one run of the simulator
         self._faults = FaultPlan(config.faults, config.seed)
         self.forget()
@@ -90,6 +91,10 @@ class Completions:
         self._allowances: dict[str, dict[str, Allowance]] = {}
         self._cache = PrefixCache()
         self._faults.forget()
+
+    def snapshot(self) -> dict[str, object]:
+        """What was seen since the start or the last reset."""
+        return self.stats.snapshot(len(self.running), self._quota_now(), self.config.clock_rate)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request, and count it."""
@@ -117,30 +122,40 @@ class Completions:
         seen = self.stats.saw(raw)
         chat, model, size, key = self._understand(raw)
 
-        now = self._now()
-        allowance = self._allowance(caller, model.id, now)
+        allowance = self._allowance(caller, model.id)
+        if config.max_in_flight is not None and self._in_service >= config.max_in_flight:
+            return self._refuse(wire.QUEUE_EXCEEDED, model.id, allowance)
         fault = self._fault(chat, key)
         if fault in _REFUSALS:
-            return self._refuse(_REFUSALS[fault], allowance)
+            return self._refuse(_REFUSALS[fault], model.id, allowance)
         delivery = Delivery(request, fault, config)
         if fault == "drop_before":
             return delivery.drop()
 
         reserved = size + self._reserve(chat, model, size)
-        refused_by = allowance.admit(now, reserved)
+        at = self._quota_now()
+        refused_by = allowance.admit(at, reserved)
         if refused_by is not None:
-            wait_s = refused_by.wait_s if math.isfinite(refused_by.wait_s) else _NEVER_S
-            return self._refuse(wire.quota_exceeded(refused_by.kind, refused_by.period), allowance, wait_s)
+            wait_s = math.ceil(refused_by.wait_s) if math.isfinite(refused_by.wait_s) else _NEVER_S
+            answer = wire.quota_exceeded(refused_by.kind, refused_by.period)
+            return self._refuse(answer, model.id, allowance, max(1, wait_s))
 
-        cached = self._cache.match(now, f"{caller}/{model.id}", chat.prompt, size)
+        cached = self._cache.match(self._now(), f"{caller}/{model.id}", chat.prompt, size)
         answers = self._answers(chat, model, size, key, fault)
         completion = sum(answer.completion_tokens for answer in answers)
         self.stats.done(seen, size, cached, completion, sum(answer.reasoning_tokens for answer in answers))
         head = self._head(model, size, cached, completion, key, fault)
-        reservation = Reservation(allowance, reserved, size - cached + completion, size + completion)
+        uncached, total = size - cached + completion, size + completion
+        reservation = Reservation(allowance, reserved, uncached, total, at=at)
+        counters = self.stats.model(model.id)
+        counters.admit(int(at), reserved, uncached, total)
+        counters.enter()
+        self._in_service += 1
         try:
             return await self._deliver(delivery, chat, answers, head, reservation)
         finally:
+            counters.in_flight -= 1
+            self._in_service -= 1
             # Also for a caller that hung up: its tokens were generated.
             self._settle(reservation)
 
@@ -237,7 +252,7 @@ class Completions:
 
     # -- limits --------------------------------------------------------------------------------------------
 
-    def _allowance(self, caller: str, model: str, now: float) -> Allowance:
+    def _allowance(self, caller: str, model: str) -> Allowance:
         models = self._allowances.get(caller)
         if models is None:
             if len(self._allowances) >= _MAX_ORGANIZATIONS:
@@ -245,7 +260,9 @@ class Completions:
             models = self._allowances[caller] = {}
         allowance = models.get(model)
         if allowance is None:
-            allowance = models[model] = Allowance(self._limits[model], now)
+            now = self._quota_now()
+            offset_s = self._wall(self._now()) * self.config.clock_rate - now
+            allowance = models[model] = Allowance(self._limits[model], now, self.config.quota_window, offset_s)
         return allowance
 
     def _reserve(self, chat: Chat, model: Model, size: int) -> int:
@@ -257,22 +274,27 @@ class Completions:
 
     def _settle(self, reservation: Reservation) -> None:
         if self.config.refund:
-            reservation.settle(self._now())
+            reservation.settle(self._quota_now())
 
     def _rate_headers(self, allowance: Allowance) -> dict[str, str]:
-        now = self._now()
-        wall_s = self._wall(now) if self.config.reset_style == "wall-clock" else None
-        return rate_headers(allowance, now, shown=self._shown, wall_s=wall_s)
+        rate = self.config.clock_rate
+        wall_s = self._wall(self._now()) * rate if self.config.reset_style == "wall-clock" else None
+        return rate_headers(allowance, self._quota_now(), shown=self._shown, wall_s=wall_s, rate=rate)
 
-    def _refuse(self, answer: ErrorAnswer, allowance: Allowance | None = None, wait_s: float = _BUSY_S) -> web.Response:
+    def _refuse(
+        self, answer: ErrorAnswer, model: str | None = None, allowance: Allowance | None = None, wait_s: int = _BUSY_S
+    ) -> web.Response:
         self.stats.status[answer.status] += 1
         extra: dict[str, str] = {}
         if answer.status == 429:
             self.stats.rate_limited[answer.code] += 1
+            if model is not None:
+                self.stats.model(model).refuse(int(self._quota_now()), answer.code)
             if allowance is not None:
                 extra = self._rate_headers(allowance)
             if self.config.retry_after:
-                extra["Retry-After"] = str(max(1, math.ceil(wait_s)))
+                # Whole seconds of the clock that drives the limits, as the caller's clock sees them.
+                extra["Retry-After"] = f"{wait_s / self.config.clock_rate:.6g}"
         return refusal_response(answer, extra)
 
     # -- time ----------------------------------------------------------------------------------------------
@@ -281,6 +303,10 @@ class Completions:
         if self._given_clock is not None:
             return self._given_clock()
         return asyncio.get_running_loop().time()
+
+    def _quota_now(self) -> float:
+        """Seconds of the clock that drives the limits."""
+        return self._now() * self.config.clock_rate
 
     def _wall(self, now: float) -> float:
         """Unix seconds at `now`: read once, then counted by the clock, so that a driven clock drives it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -10,10 +11,13 @@ from types import MappingProxyType
 from .buckets import HEADER_SETS
 from .faults import resolve
 from .models import MODELS, TIERS, Limits, Model
+from .windows import WINDOWS
 
-__all__ = ["SimConfig"]
+__all__ = ["OUTAGES", "RESET_STYLES", "SimConfig"]
 
-_RESET_STYLES = ("wall-clock", "refill")
+OUTAGES = ("refuse", "503")
+RESET_STYLES = ("wall-clock", "refill")
+_LIMITS = ("rps", "rpm", "rph", "rpd", "tpm", "total_tpm", "tph", "tpd")
 _TOTAL_PER_UNCACHED = 3  # the total-token bucket holds this many times the uncached one
 
 
@@ -27,7 +31,8 @@ class SimConfig:
 
     tier: str = "developer"
     rpm: int | None = None  # the limits below replace the tier's for every model
-    tpm: int | None = None  # uncached tokens; the total bucket follows at three times this
+    tpm: int | None = None  # uncached tokens; the total bucket follows at three times this, unless it is given
+    total_tpm: int | None = None
     rps: int | None = None
     rph: int | None = None
     rpd: int | None = None
@@ -43,6 +48,12 @@ class SimConfig:
     retry_after: bool = False  # send Retry-After with 429
     headers: str = "classic"
     reset_style: str = "wall-clock"
+    quota_window: str = "bucket"  # how every limit is counted: bucket, fixed or sliding (windows.py)
+    clock_rate: float = 1.0  # a minute's quota lasts 60 / clock_rate real seconds; headers are in real seconds
+    max_in_flight: int | None = None  # more than this at once is answered with 429 queue_exceeded
+    outage_after_s: float | None = None  # after the first chat request; once
+    outage_for_s: float = 10.0
+    outage_kind: str = "refuse"
     payment_required: bool = False  # 402 on every completion; the model lists still work
     models: Mapping[str, Model] = field(default_factory=lambda: MODELS)
     stall_s: float = 30.0
@@ -53,22 +64,30 @@ class SimConfig:
     def __post_init__(self) -> None:
         _one_of("tier", self.tier, TIERS)
         _one_of("headers", self.headers, HEADER_SETS)
-        _one_of("reset_style", self.reset_style, _RESET_STYLES)
-        for name in ("rpm", "tpm", "rps", "rph", "rpd", "tph", "tpd", "answer_tokens", "median_tokens"):
+        _one_of("reset_style", self.reset_style, RESET_STYLES)
+        _one_of("quota_window", self.quota_window, WINDOWS)
+        _one_of("outage_kind", self.outage_kind, OUTAGES)
+        for name in (*_LIMITS, "answer_tokens", "median_tokens", "reserve_cap", "max_in_flight"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}\nleave it out, or give at least 1")
         if not self.speed > 0:
             raise ValueError(f"speed is {self.speed}\ngive a number above 0, or inf for no delay")
+        if not 0 < self.clock_rate < math.inf:
+            raise ValueError(f"clock_rate is {self.clock_rate}\ngive a number above 0")
+        for name in ("stall_s", "slow_s", "outage_after_s", "outage_for_s"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}\ngive seconds, 0 or more")
         object.__setattr__(self, "faults", MappingProxyType(resolve(self.faults)))
 
     def limits(self, model: str) -> Limits:
         """The tier's limits for one model, with this configuration's own in their place."""
         table = TIERS[self.tier]
         limits = table.get(model) or table["gpt-oss-120b"]
-        own = {name: getattr(self, name) for name in ("rps", "rpm", "rph", "rpd", "tpm", "tph", "tpd")}
+        own = {name: getattr(self, name) for name in _LIMITS}
         changed = {name: value for name, value in own.items() if value is not None}
-        if self.tpm is not None:
+        if self.tpm is not None and self.total_tpm is None:
             changed["total_tpm"] = self.tpm * _TOTAL_PER_UNCACHED
         return dataclasses.replace(limits, **changed)
 

@@ -1,0 +1,16 @@
+"""The soak, small: so that the script cannot rot."""
+
+from __future__ import annotations
+
+from tests.soak import Settings, soak
+
+
+def test_a_small_soak() -> None:
+    """Two kills, a disk that fills up where one may be mounted, and a fifth of the answers failing: nothing is lost."""
+    figures = soak(
+        Settings(rows=400, limit_s=50.0, kill_every=(0.9, 1.3), concurrency=8, disturbances=3, fill_first=True)
+    )
+    assert not figures.problems, figures.lines()
+    assert figures.rows_in_results == 400
+    assert figures.kills + figures.disk_full_episodes >= 2
+    assert figures.faults_met > 40
