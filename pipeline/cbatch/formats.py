@@ -13,6 +13,7 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,9 @@ import pyarrow.parquet as pq
 from cbatch.errors import SourceError
 
 BATCH_ROWS = 1024  # rows decoded at once from Parquet: 116 MB at the peak, against 341 MB with the defaults
-MAX_FIELD_BYTES = 2**31 - 1  # csv's own limit is 128 KB, and prompts are longer
+MAX_ROW_BYTES = 64 << 20  # no context is longer; and 1 MB of gzip can be one line of 1 GB
+EXCERPT_BYTES = 1_000  # of a row that is too long to be kept
+_TOO_LONG = f"a row of more than {MAX_ROW_BYTES >> 20} MB"
 
 _FORMATS = {
     ".jsonl": "jsonl",
@@ -95,11 +98,17 @@ def _open(path: Path) -> io.BufferedReader:
 
 def _read_jsonl(file: io.BufferedReader, path: Path, index: int) -> Iterator[Row]:
     name = path.name
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(iter(partial(file.readline, MAX_ROW_BYTES), b""), 1):
+        origin = f"{name}:{number}"
+        if len(line) == MAX_ROW_BYTES and not line.endswith(b"\n"):
+            while (rest := file.readline(MAX_ROW_BYTES)) and not rest.endswith(b"\n"):
+                pass
+            yield Row(index, None, line[:EXCERPT_BYTES], origin, _TOO_LONG)
+            index += 1
+            continue
         line = line.strip()
         if not line:
             continue
-        origin = f"{name}:{number}"
         try:
             fields = orjson.loads(line)
         except orjson.JSONDecodeError as exc:
@@ -113,10 +122,28 @@ def _read_jsonl(file: io.BufferedReader, path: Path, index: int) -> Iterator[Row
         index += 1
 
 
+class _Bounded:
+    """A file that refuses to be read any further where one row takes more than MAX_ROW_BYTES."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file = file
+        self.since_row = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """As a file's."""
+        data = self._file.read(size)
+        self.since_row += len(data)
+        if self.since_row > MAX_ROW_BYTES:
+            raise ValueError(_TOO_LONG)
+        return data
+
+
 def _read_array(file: io.BufferedReader, path: Path, index: int) -> Iterator[Row]:
     start = index
+    bounded = _Bounded(file)
     try:
-        for fields in ijson.items(file, "item", use_float=True):
+        for fields in ijson.items(bounded, "item", use_float=True):
+            bounded.since_row = 0
             origin = f"{path.name}[{index - start}]"
             try:
                 raw = to_json(fields)
@@ -136,12 +163,12 @@ def _read_array(file: io.BufferedReader, path: Path, index: int) -> Iterator[Row
 
 
 def _read_csv(file: io.BufferedReader, path: Path, index: int) -> Iterator[Row]:
-    csv.field_size_limit(MAX_FIELD_BYTES)
+    csv.field_size_limit(MAX_ROW_BYTES)  # its own is 128 KB, and prompts are longer
     # surrogateescape: one bad byte must spoil its row, not the file.
     with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         tab = ".tsv" in (s.lower() for s in path.suffixes)
         # strict: a quote that is never closed would swallow the rest of the file in silence.
-        reader = csv.reader(text, delimiter="\t" if tab else ",", strict=True)
+        reader = csv.reader(_short_lines(text), delimiter="\t" if tab else ",", strict=True)
         header: list[str] = []
         while True:
             line = reader.line_num + 1
@@ -173,6 +200,13 @@ def _read_csv(file: io.BufferedReader, path: Path, index: int) -> Iterator[Row]:
                 raw, problem = orjson.dumps([repr(value) for value in values]), "not UTF-8 text"
             yield Row(index, None if problem else fields, raw, origin, problem)
             index += 1
+
+
+def _short_lines(text: io.TextIOWrapper) -> Iterator[str]:
+    while line := text.readline(MAX_ROW_BYTES):
+        if len(line) == MAX_ROW_BYTES:
+            raise ValueError(_TOO_LONG)
+        yield line
 
 
 def _read_parquet(path: Path, index: int) -> Iterator[Row]:

@@ -128,7 +128,7 @@ class Journal:
             raise JournalError(f"{path.parent}: no journal here", hint="is this the folder of a run?")
         try:
             if create:
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # before SQLite makes it world-readable
+                _make_private(path)
             self._db = _open(path, write=create)
         except sqlite3.Error as exc:
             raise _journal_error(path, exc) from None
@@ -439,6 +439,17 @@ class Writer:
             if None in batch:
                 return
             batch = [self._queue.get()]
+
+
+def _make_private(path: Path) -> None:
+    """Make the file before SQLite makes it world-readable; its -wal and -shm get the mode that it has."""
+    new = not path.exists()
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if new:
+            os.fchmod(fd, 0o600)  # whatever the umask
+    finally:
+        os.close(fd)
 
 
 def _open(path: Path, *, write: bool) -> sqlite3.Connection:

@@ -51,7 +51,7 @@ def write_part(rows: Iterable[Sequence[Any]], carried: Mapping[str, str], staged
     Raises OSError.
     """
     layout = schema(carried)
-    staged.parent.mkdir(exist_ok=True)
+    staged.parent.mkdir(0o700, exist_ok=True)
     try:
         with pq.ParquetWriter(
             staged, layout, compression="zstd", compression_level=3, use_dictionary=REPEATING

@@ -151,6 +151,11 @@ class Source:
                     occurrences[digest] = nth = occurrences.get(digest, 0) + 1
                     if nth > 1:
                         key = f"{key}-{nth}"
+            if survey.carry_types and fields is not None:
+                try:  # here and not when the answer is in: it would be paid for and could not be stored
+                    carried(fields, survey.carry_types)
+                except RecursionError:
+                    fields, problem = None, "a column of results.carry is nested too deeply"
             for model in models:
                 for sample in samples:
                     yield Prompt(

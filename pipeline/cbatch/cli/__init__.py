@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from typing import Any
 
@@ -32,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ping": ("ping", "Test key, endpoint and speed with one request."),
     "sim": ("sim", "Serve a local Cerebras: same wire format, limits, faults."),
 }
+PRICED = ("run", "plan", "models")  # the commands that read the catalog; not sim, which a run starts for itself
 
 
 class _Lazy(click.Group):
@@ -67,11 +69,19 @@ class _Lazy(click.Group):
     epilog="Example: cbatch run jobs/hello.yaml --sim",
 )
 @click.version_option(__version__, prog_name="cbatch")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Batch prompts through the Cerebras Inference API: JSONL or Parquet in, Parquet out.
 
     Runs survive kill -9, keep to the account's rate limits, and measure every answer.
     """
+    from cbatch import catalog
+    from cbatch.cli import environment
+
+    catalog.overlay(environment.catalog_file())
+    if ctx.invoked_subcommand in PRICED and (problem := catalog.overlay_problem()):
+        ignored = f"{problem}; ignored: prices are those of {catalog.PACKAGED}"
+        say(ignored, "write it anew with `cbatch models --refresh`, or delete it", "warning", "yellow")
 
 
 def main(args: list[str] | None = None) -> None:
@@ -115,14 +125,21 @@ def fail(message: str, hint: str | None, code: int, args: list[str] | None) -> i
     if "--json" in (sys.argv if args is None else args):
         import json
 
-        click.echo(json.dumps({"error": message, "hint": hint, "exit_code": code}, indent=2))
+        click.echo(json.dumps({"error": hide_keys(message), "hint": hint, "exit_code": code}, indent=2))
     return code
 
 
-def say(message: str, hint: str | None) -> None:
-    """Print an error and its hint on stderr."""
+def hide_keys(text: str) -> str:
+    """The text without what looks like an API key: given in the wrong place, it must not get into a log as well."""
+    return re.sub(r"\bc?sk-[\w-]{8,}", "(key removed)", text)
+
+
+def say(message: str, hint: str | None, word: str = "error", colour: str = "red") -> None:
+    """Print an error, or what `word` says it is, and its hint on stderr."""
     for line in message.splitlines():
-        click.echo(f"{click.style('error:', fg='red', bold=True)} {line}", err=True)
+        # A row, a file name or a server's words may hold what moves the cursor or rings the bell.
+        text = "".join([c if c.isprintable() else c.encode("unicode_escape").decode() for c in hide_keys(line)])
+        click.echo(f"{click.style(f'{word}:', fg=colour, bold=True)} {text}", err=True)
     if hint:
         click.echo(f"{click.style('hint:', fg='cyan')} {hint}", err=True)
 
