@@ -11,10 +11,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pipeline" / "cbatch"
 
 ROWS = [
     "errors catalog",
-    "schema job yamltext",
-    "render pace retry measure answers parquet session joberrors response_format jobschema formats",
-    "jobfile source client journal runlock rundir gate feed",
-    "send resume publish",
+    "schema job yamltext pace",
+    "render ratelimits measure answers parquet session joberrors response_format jobschema formats sizes throttle health",
+    "jobfile source client journal runlock filesystem rundir gate feed retry account purse",
+    "ledger hedge resume publish",
+    "send crew",
     "engine plan verify report",
     "sim",
     "cli",
@@ -29,6 +30,7 @@ HOMES = {
     "ijson": {"formats"},
     "jinja2": {"render"},
     "jsonschema": {"answers", "response_format"},
+    "platformdirs": {"cli"},
     "pyarrow": {"source", "formats", "parquet"},
     "pydantic": {"job", "jobfile", "joberrors", "verify"},
     "sqlite3": {"journal"},

@@ -25,6 +25,7 @@ from cbatch.errors import (
     APIResponseError,
     APIStatusError,
     APITimeoutError,
+    APIUnreachableError,
     AuthenticationError,
     BadRequestError,
     ConflictError,
@@ -105,13 +106,13 @@ class Client:
         self._models = URL(endpoint.base_url + "/models")
         self._key_bytes = endpoint.key.encode() if endpoint.key else None
         self._loop = asyncio.get_running_loop()
-        self._since: dict[asyncio.Task[Any], float] = {}  # who is on the wire, in the order they were sent
+        self._until: dict[asyncio.Task[Any], tuple[float, float]] = {}  # who is on the wire: deadline, seconds
         self._late: set[asyncio.Task[Any]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
 
-    async def complete(self, body: bytes) -> Completion:
-        """Send one chat completion request. Raises APIError."""
-        reply = await self._exchange(hdrs.METH_POST, self._chat, body)
+    async def complete(self, body: bytes, deadline_s: float | None = None) -> Completion:
+        """Send one chat completion request; a whole answer may take `deadline_s`. Raises APIError."""
+        reply = await self._exchange(hdrs.METH_POST, self._chat, body, deadline_s)
         return read_completion(reply)
 
     async def models(self) -> list[dict[str, Any]]:
@@ -122,10 +123,13 @@ class Client:
         """All public models with context and prices; needs no key. Raises APIError."""
         return _listing(await self._exchange(hdrs.METH_GET, self._public))
 
-    async def _exchange(self, method: str, url: URL, body: bytes | None = None) -> Reply:
+    async def _exchange(
+        self, method: str, url: URL, body: bytes | None = None, deadline_s: float | None = None
+    ) -> Reply:
         task = asyncio.current_task()
         assert task is not None
-        self._since[task] = self._loop.time()
+        total_s = deadline_s or self.endpoint.total_s
+        self._until[task] = self._loop.time() + total_s, total_s
         if self._sweeper is None:
             self._sweep()
         try:
@@ -139,10 +143,10 @@ class Client:
         except asyncio.CancelledError:
             # Ours, if the sweeper did it and nobody else did.
             if task in self._late and task.uncancel() == 0:
-                raise APITimeoutError(f"no whole answer within {self.endpoint.total_s:g} s") from None
+                raise APITimeoutError(f"no whole answer within {total_s:.3g} s") from None
             raise
         except TimeoutError:
-            raise APITimeoutError(f"no connection within {self.endpoint.connect_s:g} s") from None
+            raise APIUnreachableError(f"no connection within {self.endpoint.connect_s:g} s") from None
         except aiohttp.ClientPayloadError as exc:
             raise APIResponseError(
                 f"the answer stopped before its end: {exc}", code="truncated", truncated=True
@@ -150,16 +154,16 @@ class Client:
         except aiohttp.ServerDisconnectedError:
             raise APIConnectionError("the server closed the connection without an answer") from None
         except aiohttp.ClientHttpProxyError as exc:  # the API's host was not reached
-            raise APIConnectionError(f"the proxy refused the tunnel: HTTP {exc.status} {exc.message}") from None
+            raise APIUnreachableError(f"the proxy refused the tunnel: HTTP {exc.status} {exc.message}") from None
         except aiohttp.ClientResponseError as exc:  # not HTTP, or HTTP that cannot be parsed
             raise APIResponseError(f"the answer is not valid HTTP: {exc.message}", code="bad_http") from None
         except aiohttp.ClientConnectorError as exc:
             why = exc.os_error.strerror or str(exc.os_error) or type(exc.os_error).__name__
-            raise APIConnectionError(f"cannot connect to {exc.host}:{exc.port}: {why}") from None
+            raise APIUnreachableError(f"cannot connect to {exc.host}:{exc.port}: {why}") from None
         except (aiohttp.ClientError, OSError, UnicodeError) as exc:  # UnicodeError: a host name with an empty label
             raise APIConnectionError(f"{type(exc).__name__}: {exc}") from None
         finally:
-            del self._since[task]
+            del self._until[task]
             self._late.discard(task)
 
     def _sweep(self) -> None:
@@ -168,15 +172,12 @@ class Client:
         One timer for all of them: the library's own timers, two a request, were 12 % of the CPU of a
         request at 1,000 in flight.
         """
-        total_s = self.endpoint.total_s
-        deadline = self._loop.time() - total_s
-        for task, since in self._since.items():
-            if since > deadline:
-                break
-            if task not in self._late:
+        now = self._loop.time()
+        for task, (until, _) in self._until.items():
+            if until <= now and task not in self._late:
                 self._late.add(task)
                 task.cancel()
-        self._sweeper = self._loop.call_later(min(1.0, total_s / 10), self._sweep)
+        self._sweeper = self._loop.call_later(min(0.5, self.endpoint.total_s / 10), self._sweep)
 
     def close(self) -> None:
         """Stop sweeping."""
@@ -253,6 +254,7 @@ def read_completion(reply: Reply) -> Completion:
         request_id=_text(answer.get("id")),
         served_model=_text(answer.get("model")),
         system_fingerprint=_text(answer.get("system_fingerprint")),
+        headers=reply.headers,
     )
 
 

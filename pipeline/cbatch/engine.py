@@ -3,9 +3,9 @@
     source -> render -> [known? skip] -> gate -> send -> measure -> journal (durable) -> counted -> part
 
 Workers pull prompts from one shared iterator, so memory does not depend on the number of rows.
-One rule bounds what a crash can cost: at most `job.bound()` rows are sent and not yet durable.
-A worker is free as soon as its answer is in; its place under the bound is free when the answer
-is on disk.
+One rule bounds what a crash can cost: at most `job.bound(workers)` rows are sent and not yet durable,
+and the ledger has that on disk before it is true. A worker is free as soon as its answer is in; its
+place under the bound is free when the answer is on disk.
 """
 
 from __future__ import annotations
@@ -13,39 +13,51 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 from aiolimiter import AsyncLimiter
 
 from cbatch import __version__, catalog
+from cbatch.account import Account, name_of
 from cbatch.answers import AnswerCheck
 from cbatch.client import Client
-from cbatch.errors import CbatchError, JobError, JournalError, RunStopped, SourceError
+from cbatch.crew import Crew
+from cbatch.errors import BudgetReached, CbatchError, JobError, JournalError, RunStopped, SourceError
 from cbatch.feed import Pending, Places
+from cbatch.filesystem import require_local
 from cbatch.gate import Gate
+from cbatch.health import Health
+from cbatch.hedge import Hedge
 from cbatch.job import Job
 from cbatch.journal import Journal, Writer
+from cbatch.ledger import Ledger, Unknown, unknown
 from cbatch.measure import cost_usd, record
 from cbatch.pace import Pacer
 from cbatch.parquet import failures, table, text_length
 from cbatch.publish import Publisher, carried_types, rebuild
-from cbatch.render import Renderer, RenderError
+from cbatch.purse import Purse
+from cbatch.render import DEFAULT_RESERVE_TOKENS, Renderer, RenderError
 from cbatch.resume import Resume, Work, try_template
 from cbatch.rundir import RunDir
 from cbatch.runlock import RunLock
 from cbatch.schema import COLUMN_INDEX, Completion, Failure, Record, Timeline
 from cbatch.send import Sender, send
 from cbatch.session import Options, Progress, Summary, unfinished_session
+from cbatch.sizes import Gain, Sizes
 from cbatch.source import Source, Survey, carried, check_carry
+from cbatch.throttle import Throttle
 
 HEARTBEAT_S = 1.0  # how old `cbatch status` of a running job may be
 DRAIN_S = 30.0  # after the first Ctrl-C, answers in flight get this long
 PART_BYTES = 256 << 20  # a part is cut at this much text, however few its rows
 PART_S = 300.0  # and at least this often, so that long runs can be looked into
+UNKNOWN_CEILING_TOKENS = 32_768  # of an answer, for models that the catalog does not have
 HANDSHAKES_PER_S = 500  # TLS handshakes cost 1-2 ms each: connections open gradually
 
 _ERROR_KIND, _MODEL = COLUMN_INDEX["error_kind"], COLUMN_INDEX["model"]
@@ -69,7 +81,9 @@ class Run:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.perf_counter,
         rng: random.Random | None = None,
+        accounts: Path | None = None,
     ) -> None:
+        """`accounts` is the folder of the budgets that all processes of a key share; None shares nothing."""
         self.job = job
         self.folder = folder
         self.progress = Progress()
@@ -79,21 +93,28 @@ class Run:
         self._options = options or Options()
         self._warn = warn
         self._now = now
-        self._clock = clock
+        self.clock = clock
         self._rng = rng or random.Random()
         self._renderers = {model: Renderer(job, model) for model in job.model}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._accounts = accounts
+        self._crew: Crew | None = None
+        self._senders: list[Sender] = []
+        self._shared: list[Account] = []
+        self._ledger: Ledger | None = None
+        self._learned: dict[str, float] = {}
+        self._throttle = Throttle(*job.limits.in_flight)
+        self._cpu_s = 0.0
         self._error: BaseException | None = None
         self._signal: int | None = None
         self._cut_off: set[asyncio.Task[Any]] = set()  # cancelled on the wire: their answers may have been paid
-        self._paid_twice = 0
+        self._earlier = Unknown(0, None)
         self._uncut_bytes = 0
         check_carry(job)
 
     @property
     def is_sending(self) -> bool:
         """Whether requests may be on the wire."""
-        return bool(self._tasks)
+        return self._crew is not None and bool(self._crew.tasks)
 
     # -- the whole session ------------------------------------------------------------------
 
@@ -102,15 +123,19 @@ class Run:
         loop = asyncio.get_running_loop()
         self._loop = loop
         self.progress.started_s = self._last_cut = loop.time()
+        self._cpu_s = time.process_time()
         # Reading the job and the input comes before the folder is touched: a typo must leave no trace.
         source = Source(self.job, limit=self._options.limit)
         survey = await asyncio.to_thread(source.survey)
         try_template(source, survey, self._renderers[self.job.model[0]], self.job.at("prompt"))
         self.folder.check()
-        lock = RunLock(self.folder.lock)
+        require_local(self.folder.journal.parent)
+        lock = RunLock(*self.folder.locks)
         try:
             if self._options.fresh:
                 self.folder.clear()
+            for note in (*lock.notes, *self.folder.settle()):
+                self._warn(note)
             return await self._execute(source, survey)
         finally:
             lock.close()
@@ -168,14 +193,17 @@ class Run:
 
     def _report_crash(self) -> None:
         """Say what earlier sessions sent without learning the outcome, so that it may be paid twice."""
-        unknown = self._journal.get("unknown_at_most") or 0
+        earlier = unknown(self._journal)
         # A row that is replaced is sent though it is known, one that left the input is known and not of the total.
         kept = 0 if self._resume.may_replace else self._resume.known_before - self._resume.orphaned
-        self._paid_twice = min(unknown, max(0, self.progress.total - kept))
-        if self._paid_twice:
+        rows = min(earlier.rows, max(0, self.progress.total - kept))
+        usd = earlier.usd * rows / earlier.rows if earlier.usd is not None and rows else None
+        self._earlier = Unknown(rows, usd)
+        if rows:
+            dollars = "" if usd is None else f", at most ${usd:,.4f} in all"
             self._warn(
-                f"the last session was cut off: at most {self._paid_twice:,} prompts were sent and not saved; "
-                "they are sent again and may be paid twice"
+                f"the last session was cut off: at most {rows:,} prompts were sent and not saved; "
+                f"they are sent again and may be paid twice{dollars}"
             )
 
     def _check_carry_types(self) -> None:
@@ -192,33 +220,48 @@ class Run:
             )
 
     async def _send_all(self) -> None:
-        job = self.job
-        self._places = Places(job.bound())
-        async with self._connect() as api:
-            self._writer.set("unknown_at_most", max(job.bound(), self._paid_twice)).result()
-            senders = [self._sender(model, api) for model in job.model]
-            self.progress.waiting_for = lambda: next((w for s in senders if (w := s.gate.waiting_for)), None)
-            opening = AsyncLimiter(HANDSHAKES_PER_S / 10, 0.1) if api.endpoint.base_url.startswith("https:") else None
+        job, writer, progress = self.job, self._writer, self.progress
+        budget = job.budget
+        purse = Purse(
+            budget.usd,
+            budget.tokens,
+            spent_usd=writer.paid.cost_usd,
+            spent_tokens=writer.paid.prompt_tokens + writer.paid.completion_tokens,
+        )
+        priced = all(catalog.price(model) is not None for model in job.model)
+        async with self._connect() as api, AsyncExitStack() as stack:
+            ledger = self._ledger = Ledger(writer, self._earlier, priced=priced)
+            self._places = Places(0)
+            self._senders = [self._sender(model, api, purse, ledger, stack) for model in job.model]
+            self._opening = (
+                AsyncLimiter(HANDSHAKES_PER_S / 10, 0.1) if api.endpoint.base_url.startswith("https:") else None
+            )
+            gates = [sender.gate for sender in self._senders]
+            progress.waiting_for = lambda: next((waits for gate in gates if (waits := gate.waiting_for)), None)
+            self._crew = Crew(self._worker, throttle=self._throttle, places=self._places, ledger=ledger)
+            deadline = self._loop.call_later(budget.wall, self._wall) if budget.wall else None
             async with asyncio.TaskGroup() as group:
                 heartbeat = group.create_task(self._heartbeat())
                 try:
-                    async with asyncio.TaskGroup() as workers:
-                        for number in range(min(job.limits.concurrency, self.progress.total)):
-                            # Spread over the models; who has finished its own helps with the next.
-                            turn = number % len(senders)
-                            order = list(zip(senders, self._pending, strict=True))
-                            task = workers.create_task(self._worker(order[turn:] + order[:turn], opening))
-                            self._tasks.add(task)
+                    await self._crew.run(progress.total)
                 finally:
                     heartbeat.cancel()
-                    self._tasks.clear()
-                    self.progress.waiting_for = lambda: None
+                    self._learned = _merged(sender.gate.pacer.learned() for sender in self._senders)
+                    if deadline is not None:
+                        deadline.cancel()
+                    progress.waiting_for = lambda: None
+
+    def _wall(self) -> None:
+        wall_s = self.job.budget.wall
+        self.stop(BudgetReached(f"budget.wall of {wall_s:,.0f} s has passed", hint="the same line goes on from here"))
 
     async def _heartbeat(self) -> None:
         """Leave figures in the journal now and then: for `cbatch status`, and for after a kill."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             self._writer.set("live", self._figures())
+            for account in self._shared:
+                account.touch()
 
     def _figures(self) -> dict[str, Any]:
         """What this session has done so far; seconds of waiting are summed over workers."""
@@ -231,34 +274,90 @@ class Run:
             "rate_limited": activity.rate_limited,
             "pace_wait_s": activity.pace_wait_s,
             "backoff_s": activity.backoff_s,
+            "time_lost_s": self._time_lost(),
+            "cpu_s": time.process_time() - self._cpu_s,
+            "server_queue_s": activity.server_queue_s,
+            "in_flight_limit": self._throttle.limit,
+            "hedged": activity.hedged,
         }
 
-    def _sender(self, model: str, api: Client) -> Sender:
-        schema = self.job.params.answer_schema
-        rpm, tpm = self.job.limits.per_minute(model)
+    def _time_lost(self) -> dict[str, float]:
+        """Seconds in which prompts waited, by cause; the longest of the models where there are several."""
+        lost: dict[str, float] = {}
+        for sender in self._senders:
+            for cause, seconds in sender.gate.time_lost().items():
+                lost[cause] = max(lost.get(cause, 0.0), seconds)
+        return {cause: round(seconds, 3) for cause, seconds in lost.items()}
+
+    def _sender(self, model: str, api: Client, purse: Purse, ledger: Ledger, stack: AsyncExitStack) -> Sender:
+        job, activity = self.job, self.progress.activity
+        schema = job.params.answer_schema
+        card = catalog.card(model)
+        sizes = Sizes(
+            auto=job.params.right_sized,
+            ceiling=card.max_output_tokens if card else UNKNOWN_CEILING_TOKENS,
+            default=DEFAULT_RESERVE_TOKENS,
+        )
+        account = self._account(api, model, stack)
+        now = self._loop.time()
+        with account or nullcontext():
+            floats = account.floats if account else None
+            pacer = Pacer(job.limits.quota(model), now=now, share=job.limits.share, floats=floats)
+        left = self.progress.left_by_model
+        gate = Gate(pacer, account=account, rest=lambda: (left[model], left[model] * sizes.mean_reserve))
+        hedge = job.retry.hedge
         return Sender(
             model=model,
             api=api,
-            gate=Gate(Pacer(rpm, tpm, now=self._loop.time())),
-            policy=self.job.retry,
+            gate=gate,
+            sizes=sizes,
+            throttle=self._throttle,
+            health=Health(job.retry.max_outage_s),
+            purse=purse,
+            ledger=ledger,
+            policy=job.retry,
+            price=catalog.price(model),
             now=self._now,
             rng=self._rng,
-            activity=self.progress.activity,
-            clock=self._clock,
+            activity=activity,
+            clock=self.clock,
+            loop_time=self._loop.time,
+            total_s=job.timeouts.total_s,
+            hedge=Hedge(api, gate, sizes, activity, hedge) if hedge else None,
             check=AnswerCheck(schema) if schema is not None else None,
             draining=lambda: self.progress.draining,
+            notify=self._warn,
         )
+
+    def _account(self, api: Client, model: str, stack: AsyncExitStack) -> Account | None:
+        """The budget that this process shares with all others of the key; None where it has none."""
+        if self._accounts is None:
+            return None
+        try:
+            account = Account(self._accounts / name_of(api.endpoint.base_url, api.endpoint.key, model))
+        except OSError as exc:
+            self._warn(f"{self._accounts}: {exc.strerror}; limits are not shared with other processes of this key")
+            return None
+        stack.callback(account.close)
+        self._shared.append(account)
+        return account
 
     # -- one worker -------------------------------------------------------------------------
 
-    async def _worker(self, models: list[tuple[Sender, Pending[Work]]], opening: AsyncLimiter | None) -> None:
+    async def _worker(self, number: int) -> None:
         task = asyncio.current_task()
         assert task is not None
-        if opening is not None:
-            await opening.acquire()
+        assert self._crew is not None
+        if self._opening is not None:
+            await self._opening.acquire()
+        # Spread over the models; who has finished its own helps with the next.
+        models = list(zip(self._senders, self._pending, strict=True))
+        turn = number % len(models)
         try:
-            for sender, pending in models:
+            for sender, pending in models[turn:] + models[:turn]:
                 while not self.progress.draining:
+                    if not self._crew.may_stay():
+                        return
                     if not self._places.take():
                         await self._places.wait()
                     work = pending.pull()
@@ -273,7 +372,7 @@ class Run:
 
     async def _answer(self, work: Work, sender: Sender, task: asyncio.Task[Any]) -> Record:
         prompt, request = work.prompt, None
-        timeline = Timeline(ready=self._clock())
+        timeline = Timeline(ready=self.clock())
         outcome: Completion | Failure
         paid: list[Completion] = []
         if prompt.problem is not None:
@@ -377,15 +476,18 @@ class Run:
             return
         self.progress.draining = True
         on_the_wire = self.progress.activity.on_the_wire
-        for task in self._tasks:
+        for task in self._workers():
             if task not in on_the_wire:
                 task.cancel()
         self._loop.call_later(DRAIN_S, self._cancel_all)
 
     def _cancel_all(self) -> None:
-        self._cut_off |= self.progress.activity.on_the_wire
-        for task in self._tasks:
+        self._cut_off |= set(self.progress.activity.on_the_wire)
+        for task in self._workers():
             task.cancel()
+
+    def _workers(self) -> set[asyncio.Task[None]]:
+        return set(self._crew.tasks) if self._crew else set()
 
     # -- the end ----------------------------------------------------------------------------
 
@@ -405,10 +507,8 @@ class Run:
                 complete = self.progress.done + self.progress.failed == self.progress.total
                 if complete and self._options.limit is None:
                     self._resume.settle(self._writer, survey, self._endpoint)
-                # What an earlier session may have paid for is still unknown while rows are left.
-                abandoned = len(self._cut_off)
-                unknown = abandoned if complete else max(abandoned, self._paid_twice)
-                self._writer.set("unknown_at_most", unknown).result()
+                ledger = self._ledger or Ledger(self._writer, self._earlier, priced=True)
+                await ledger.settle(len(self._cut_off), complete=complete)
             except JournalError as exc:
                 self._error = self._error or exc
         return self._summary()
@@ -456,12 +556,22 @@ class Run:
             completion_tokens=paid.completion_tokens,
             cost_usd=paid.known_usd,
             unpriced=paid.unpriced,
-            paid_twice_at_most=self._paid_twice,
+            paid_twice_at_most=self._earlier.rows,
+            paid_twice_usd=self._earlier.usd,
             abandoned=len(self._cut_off),
             simulated=self._simulated,
-            workers=min(self.job.limits.concurrency, progress.total),
+            workers=self._crew.most if self._crew else 0,
             pace_wait_s=activity.pace_wait_s,
             backoff_s=activity.backoff_s,
+            time_lost_s=self._time_lost(),
+            cpu_s=round(time.process_time() - self._cpu_s, 3),
+            server_queue_s=round(activity.server_queue_s, 3),
+            cuts=asdict(self._throttle.cuts),
+            learned=self._learned,
+            sizing=_sizing([sender.sizes.gain for sender in self._senders]),
+            outages=sum(sender.health.outages for sender in self._senders),
+            outage_s=round(sum(sender.health.down_s for sender in self._senders), 1),
+            hedged=activity.hedged,
             errors=progress.errors,
             samples=progress.samples,
             exit_code=exit_code,
@@ -507,6 +617,21 @@ class Run:
             if summary is None:
                 raise  # before anything was sent: better no run than one without its run.json
             self._warn(f"{self.folder.info_file}: could not be written; the results are complete without it")
+
+
+def _merged(parts: Iterable[dict[str, float]]) -> dict[str, float]:
+    """The least of every limit."""
+    least: dict[str, float] = {}
+    for part in parts:
+        for name, limit in part.items():
+            least[name] = min(limit, least.get(name, limit))
+    return least
+
+
+def _sizing(gains: list[Gain]) -> dict[str, int]:
+    """What right-sizing did, over all models; {} where nothing was right-sized."""
+    total = {field.name: sum(getattr(gain, field.name) for gain in gains) for field in fields(Gain)}
+    return total if total["requests"] else {}
 
 
 def _json(value: object) -> str:

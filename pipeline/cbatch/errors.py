@@ -6,8 +6,10 @@
     ├─ KeyProblem                     no usable API key was found                         exit 1
     ├─ JournalError                   the run directory is unwritable, busy or foreign    exit 1
     ├─ RunStopped                     the run cannot go on; what was paid for is kept     exit 1
+    │  └─ BudgetReached               a limit that the user set                           exit 4
     └─ APIError                       one request failed; ends in `send` as a Failure
-       ├─ APIConnectionError          no answer: refused, reset, DNS, TLS
+       ├─ APIConnectionError          no answer: reset, closed
+       │  ├─ APIUnreachableError      not even a connection: refused, DNS, TLS
        │  └─ APITimeoutError          no answer in time
        ├─ APIResponseError            an answer, but not one that can be used
        └─ APIStatusError              an answer with an error status
@@ -62,12 +64,22 @@ class RunStopped(CbatchError):
     """The run cannot go on; every answer that was counted is kept and the same line resumes."""
 
 
+class BudgetReached(RunStopped):
+    """A limit that the user set was reached before the next request; the same line resumes."""
+
+    exit_code = 4
+
+
 class APIError(CbatchError):
     """One request failed."""
 
 
 class APIConnectionError(APIError):
     """No answer came: the connection was refused, reset or closed, or the name did not resolve."""
+
+
+class APIUnreachableError(APIConnectionError):
+    """No connection could be made: the request was never sent, so nothing is known about the prompt."""
 
 
 class APITimeoutError(APIConnectionError):

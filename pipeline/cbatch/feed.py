@@ -13,14 +13,14 @@ T = TypeVar("T")
 class Places:
     """How many more rows may be sent before one becomes durable: a semaphore that gives back in batches."""
 
-    def __init__(self, free: int) -> None:
-        self._free = free
+    def __init__(self, size: int) -> None:
+        self._size = self._free = size  # below zero after a cut, until enough has become durable
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._loop = asyncio.get_running_loop()
 
     def take(self) -> bool:
         """Take a place if one is free."""
-        if self._free == 0:
+        if self._free <= 0:
             return False
         self._free -= 1
         return True
@@ -33,11 +33,26 @@ class Places:
 
     def give_back(self, count: int) -> None:
         """Free so many places."""
-        while count and self._waiting:
+        self._free += count
+        while self._free > 0 and self._waiting:
             if not (place := self._waiting.popleft()).done():
                 place.set_result(None)
-                count -= 1
-        self._free += count
+                self._free -= 1
+
+    @property
+    def size(self) -> int:
+        """How many there are in all."""
+        return self._size
+
+    @property
+    def taken(self) -> int:
+        """How many are taken; more than there are after a cut."""
+        return self._size - self._free
+
+    def resize(self, size: int) -> None:
+        """There are so many places in all from now on."""
+        more, self._size = size - self._size, size
+        self.give_back(more)
 
 
 class Pending(Generic[T]):

@@ -10,34 +10,27 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from cbatch import catalog
 
-DEFAULT_CONCURRENCY = 32  # 1,000 requests/min at 0.3 s an answer need 5; the rest is room for long answers
+AUTO_CONCURRENCY = (1, 512)  # where `auto` stays; 1,000 requests/min at 0.3 s an answer need 5
 LATER = "comes in a later release of cbatch"
 
 # Keys that are promised and not built: path -> what they will do. None and absent are fine.
 LATER_KEYS: dict[tuple[str, ...], str] = {
-    ("budget",): "stopping at a budget",
     ("load",): "load modes for benchmarking",
     ("gates",): "gates on measurements",
-    ("limits", "rph"): "an hourly request limit",
-    ("limits", "rpd"): "a daily request limit",
-    ("limits", "tph"): "an hourly token limit",
-    ("limits", "tpd"): "a daily token limit",
-    ("retry", "hedge"): "hedging slow requests",
     ("prompt", "turns"): "multi-turn prompts",
 }
 LATER_VALUES: dict[tuple[str, ...], tuple[object, str]] = {
-    ("limits", "concurrency"): ("auto", "automatic concurrency"),
-    ("limits", "rpm"): ("auto", "learning the request limit"),
-    ("limits", "tpm"): ("auto", "learning the token limit"),
-    ("params", "max_completion_tokens"): ("auto", "right-sizing max_completion_tokens"),
     ("params", "stream"): (True, "streaming"),
 }
 
 COUNT = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)\s*([kKmM]?)")
+PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?)\s*%")
+RANGE = re.compile(r"([0-9]{1,6})\s*(?:\.\.|-)\s*([0-9]{1,6})")
+TIME = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?)\s*(s|min|m|h|d)?")
 FAIL_IF = re.compile(r"\s*errors\s*>\s*([0-9]{1,15}(?:\.[0-9]+)?)\s*(%?)\s*")
 _SHARD = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
@@ -56,8 +49,34 @@ def _count(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _auto(value: object) -> object:
+    """`auto` is what a missing limit means, too: learned from headers, refusals, and what gets through."""
+    return None if value == "auto" else value
+
+
+def _time(value: object) -> object:
+    """Seconds in 90, "90s", "15m", "2h" or "1d"."""
+    if isinstance(value, str):
+        if not (match := TIME.fullmatch(value.strip())):
+            raise ValueError("not a time; accepted: 90, 90s, 15m, 2h, 1d")
+        return float(match[1]) * {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}[match[2] or ""]
+    return float(value) if type(value) is int else value
+
+
+def _share(value: object) -> object:
+    """A share such as 0.01 or "1%"."""
+    if isinstance(value, str):
+        if not (match := PERCENT.fullmatch(value.strip())):
+            raise ValueError("not a share; accepted: 0.01, 1%")
+        return float(match[1]) / 100
+    return float(value) if type(value) is int else value
+
+
 Count = Annotated[int, BeforeValidator(_count), Field(ge=1, le=10**15)]
+Limit = Annotated[Count | None, BeforeValidator(_auto)]
 Seconds = Annotated[float, Field(gt=0)]
+Time = Annotated[float, BeforeValidator(_time), Field(gt=0)]
+Share = Annotated[float, BeforeValidator(_share), Field(gt=0, le=1)]
 
 
 class Part(BaseModel):
@@ -138,7 +157,7 @@ class PromptSpec(Part):
 class Params(Part):
     """The fields of a chat completion request, as the API names them. Source: Cerebras API reference."""
 
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     min_tokens: Annotated[int, Field(ge=-1)] | None = None
     min_completion_tokens: Annotated[int, Field(ge=-1)] | None = None
@@ -181,13 +200,20 @@ class Params(Part):
         return value
 
     def body(self) -> dict[str, Any]:
-        """The fields that were given, ready to be sent."""
-        return {k: v for k, v in self.model_dump(exclude_none=True).items() if k != "stream"}
+        """The fields that were given, ready to be sent; a limit that is `auto` is no part of the request's identity."""
+        given = self.model_dump(exclude_none=True)
+        return {k: v for k, v in given.items() if k != "stream" and (k, v) != ("max_completion_tokens", "auto")}
+
+    @property
+    def right_sized(self) -> bool:
+        """Whether max_completion_tokens is `auto`: ours to choose from what is observed."""
+        return self.max_completion_tokens == "auto"
 
     @property
     def completion_limit(self) -> int | None:
         """max_completion_tokens under either name; None where none was given."""
-        return self.max_completion_tokens or self.max_tokens
+        limit = self.max_completion_tokens
+        return limit if isinstance(limit, int) else self.max_tokens
 
     @property
     def answer_schema(self) -> dict[str, Any] | None:
@@ -200,28 +226,98 @@ class Params(Part):
 
 
 class Limits(Part):
-    """How fast to send. A tier fills in rpm and tpm from the catalog; a number given here wins."""
+    """How fast to send. What is not given is learned; a tier fills in the catalog's, and a number here wins."""
 
-    concurrency: Annotated[int, Field(ge=1, le=20_000)] = DEFAULT_CONCURRENCY
-    rpm: Count | None = None
-    tpm: Count | None = None
+    concurrency: int | tuple[int, int] = AUTO_CONCURRENCY
+    rpm: Limit = None
+    rph: Limit = None
+    rpd: Limit = None
+    tpm: Limit = None
+    tph: Limit = None
+    tpd: Limit = None
     tier: Literal["free-trial", "developer"] | None = None
+    share: Share = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_auto(cls, value: object) -> object:
+        return {} if value == "auto" else value
+
+    @field_validator("concurrency", mode="before")
+    @classmethod
+    def _bounds(cls, value: object) -> object:
+        if value == "auto":
+            return AUTO_CONCURRENCY
+        if isinstance(value, str) and (match := RANGE.fullmatch(value.strip())):
+            value = (int(match[1]), int(match[2]))
+        bounds = value if isinstance(value, tuple) else (value, value)
+        for bound in bounds:
+            if type(bound) is not int or not 1 <= bound <= 20_000:
+                raise ValueError(f"{value!r} is not a number from 1 to 20,000, a range such as 5..200, or auto")
+        if bounds[0] > bounds[1]:
+            raise ValueError(f"{bounds[0]}..{bounds[1]}: the first number is the smaller one")
+        return value
+
+    @property
+    def in_flight(self) -> tuple[int, int]:
+        """The least and the most requests in flight; the same number where it is fixed."""
+        return self.concurrency if isinstance(self.concurrency, tuple) else (self.concurrency, self.concurrency)
+
+    def quota(self, model: str) -> catalog.Quota:
+        """All limits that are known for `model`; None where they are to be learned."""
+        known = catalog.card(model) if self.tier else None
+        tier = known.tiers.get(self.tier or "") if known else None
+        tier = tier or catalog.Quota()  # a model newer than the tables has none
+        return catalog.Quota(
+            rpm=self.rpm or tier.rpm,
+            rph=self.rph or tier.rph,
+            rpd=self.rpd or tier.rpd,
+            tpm=self.tpm or tier.tpm,
+            total_tpm=None if self.tpm else tier.total_tpm,
+            tph=self.tph or tier.tph,
+            tpd=self.tpd or tier.tpd,
+        )
 
     def per_minute(self, model: str) -> tuple[int | None, int | None]:
         """(requests, tokens) per minute for `model`; None is no limit."""
-        rpm, tpm = self.rpm, self.tpm
-        if self.tier and (known := catalog.card(model)):
-            tier_rpm, tier_tpm = known.tiers[self.tier]
-            rpm, tpm = rpm or tier_rpm, tpm or tier_tpm
-        return rpm, tpm
+        quota = self.quota(model)
+        return quota.rpm, quota.tpm
 
 
 class Retry(Part):
-    """How often to try again; `max_wait_s` is the longest wait before one retry."""
+    """How often to try again; `max_wait_s` is the longest wait before one retry.
+
+    `max_outage_s`: an endpoint that stops answering in the middle is waited for so long. `hedge`: this
+    share of the tokens may be spent on asking again where an answer is later than nearly all others.
+    """
 
     attempts: Annotated[int, Field(ge=1, le=100)] = 6
-    max_wait_s: Seconds = 120.0
+    max_wait_s: Time = 120.0
+    max_outage_s: Time = 900.0
     reask: Annotated[int, Field(ge=0, le=20)] = 2
+    hedge: Share | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        if isinstance(value, dict) and value.get("hedge") in (False, 0, "off"):
+            return {**value, "hedge": None}
+        return value
+
+
+class Budget(Part):
+    """Where to stop: usd and tokens of all sessions of a run, wall time of each."""
+
+    usd: Annotated[float, Field(gt=0)] | None = None
+    tokens: Count | None = None
+    wall: Time | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        if isinstance(value, dict) and type(value.get("usd")) is int:
+            return {**value, "usd": float(value["usd"])}
+        return value
 
 
 class Timeouts(Part):
@@ -287,6 +383,7 @@ class Job(Part):
     samples: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     limits: Limits = Field(default_factory=Limits)
     retry: Retry = Field(default_factory=Retry)
+    budget: Budget = Field(default_factory=Budget)
     timeouts: Timeouts = Field(default_factory=Timeouts)
     fail_if: FailIf = Field(default_factory=FailIf)
     results: Results = Field(default_factory=Results)
@@ -317,11 +414,20 @@ class Job(Part):
             raise ValueError(f"output: {self.output!r} has a brace without its partner")
         for model in self.model:
             known = catalog.card(model)
-            if self.limits.tier and not known and not (self.limits.rpm and self.limits.tpm):
+            if (
+                self.limits.tier
+                and not (known and self.limits.tier in known.tiers)
+                and not (self.limits.rpm and self.limits.tpm)
+            ):
                 near = difflib.get_close_matches(model, catalog.load()[0], n=1)
                 guess = f"did you mean {near[0]}? else " if near else ""
                 raise ValueError(
                     f"limits.tier: no limits are known for model {model!r}; {guess}give limits.rpm and limits.tpm"
+                )
+            if self.budget.usd is not None and catalog.price(model) is None:
+                raise ValueError(
+                    f"budget.usd: no price is known for model {model!r}, so no budget in USD can be kept; "
+                    "use budget.tokens, or refresh the prices with `cbatch models --refresh`"
                 )
             limit = self.params.completion_limit
             if known and limit and limit > known.max_output_tokens:
@@ -339,6 +445,7 @@ class Job(Part):
                 return f"{place}: {key}"
         return key
 
-    def bound(self) -> int:
-        """How many rows may be sent and not yet durable: what a crash can cost at most."""
-        return self.limits.concurrency + self.limits.concurrency // 4 + 16
+
+def bound(in_flight: int) -> int:
+    """How many rows may be sent and not yet durable: what a crash can cost at most."""
+    return in_flight + in_flight // 4 + 16

@@ -75,7 +75,7 @@ def record(
         completion_tokens,
         usage.reasoning_tokens if usage else None,
         usage.total_tokens if usage else None,
-        request.reserve_tokens if request else None,
+        timeline.reserved_tokens or request.reserve_tokens if request else None,
         cost,
         clock.queue_s if clock else None,
         clock.prompt_s if clock else None,

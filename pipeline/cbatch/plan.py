@@ -13,7 +13,7 @@ from cbatch.resume import try_template
 from cbatch.source import Source
 
 TYPICAL_TOKENS = 300  # an answer's length where nothing is known about it
-UNKNOWN_TOKENS_PER_S = 1_000.0  # for models that the catalog does not have
+UNKNOWN_TOKENS_PER_S = 1_000.0  # for models whose speed the catalog does not have
 OVERHEAD_S = 0.05  # network and queue, per request
 
 
@@ -137,8 +137,8 @@ def _model(
 def _seconds(job: Job, model: str, requests: int, prompt_tokens: int, answer_tokens: int) -> dict[str, float]:
     rpm, tpm = job.limits.per_minute(model)
     card = catalog.card(model)
-    speed = card.tokens_per_s if card else UNKNOWN_TOKENS_PER_S
-    workers = max(1, job.limits.concurrency // len(job.model))
+    speed = (card.tokens_per_s if card else None) or UNKNOWN_TOKENS_PER_S
+    workers = max(1, job.limits.in_flight[1] // len(job.model))
     rounds = -(-requests // workers)  # no run is shorter than one answer
     seconds = {"concurrency": rounds * (OVERHEAD_S + answer_tokens / speed)}
     if rpm:

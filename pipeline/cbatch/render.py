@@ -134,14 +134,15 @@ class Renderer:
         self._static_tokens = (len(before) + len(after)) // BYTES_PER_TOKEN + PREAMBLE_TOKENS
         card = catalog.card(model)
         ceiling = card.max_output_tokens if card else DEFAULT_RESERVE_TOKENS
-        self._completion_tokens = job.params.completion_limit or min(DEFAULT_RESERVE_TOKENS, ceiling)
+        self._limit_tokens = job.params.completion_limit
+        self._completion_tokens = self._limit_tokens or min(DEFAULT_RESERVE_TOKENS, ceiling)
 
     def __call__(self, prompt: Prompt) -> Request:
         """The request for `prompt`. Raises RenderError if the row lacks what the template needs."""
         assert prompt.fields is not None, "rows with a problem are not rendered"
         fields = prompt.fields
         if self._spec.body is not None:
-            return self._raw(_column(fields, self._spec.body, dict))
+            return self._raw(_column(fields, self._spec.body, dict), prompt.id)
         try:
             if self._spec.messages is not None:
                 messages = _without_nulls(_column(fields, self._spec.messages, list))
@@ -167,9 +168,11 @@ class Renderer:
             digest=digest.digest(),
             prompt_tokens_estimate=tokens,
             reserve_tokens=tokens + self._completion_tokens,
+            limit_tokens=self._limit_tokens,
+            prompt_id=prompt.id,
         )
 
-    def _raw(self, row_body: dict[str, Any]) -> Request:
+    def _raw(self, row_body: dict[str, Any], prompt_id: str) -> Request:
         # A null is a key that is not there: Parquet fills in every key that any row has, and none may undo params.
         row_body = {k: _without_nulls(v) if k == "messages" else v for k, v in row_body.items() if v is not None}
         # The job's model wins, because the job decides which models a row goes to.
@@ -195,6 +198,8 @@ class Renderer:
             digest=hashlib.sha256(canonical).digest(),
             prompt_tokens_estimate=tokens,
             reserve_tokens=tokens + (limit if type(limit) is int and limit > 0 else self._completion_tokens),
+            limit_tokens=limit if type(limit) is int and limit > 0 else self._limit_tokens,
+            prompt_id=prompt_id,
         )
 
 

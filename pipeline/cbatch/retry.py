@@ -1,16 +1,13 @@
 """error, attempt, headers -> RetryAfter | GiveUp | StopRun: a pure decision, and the words for it.
 
 *Rate limited* means slow everyone down: the whole account waits. *Transient* means try this one
-again: only the prompt waits. A 429 while other prompts get through is not counted against a
-prompt's attempts, because it says nothing about the prompt.
+again: only the prompt waits. A 429 is not counted against a prompt's attempts where other prompts
+get through, because it says nothing about the prompt.
 """
 
 from __future__ import annotations
 
-import email.utils
-import math
 import random
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,10 +20,11 @@ from cbatch.errors import (
     APITimeoutError,
     RateLimitError,
 )
+from cbatch.ratelimits import stated_wait_s
 from cbatch.schema import ErrorKind
 
 FIRST_BACKOFF_S = 0.5  # the official SDK's first delay
-FIRST_QUOTA_BACKOFF_S = 3.0  # 3 + 6 + 12 + 24 + 48 s, less jitter: longer than a minute's window
+REFUSALS = 50  # of one prompt, while others get through: it alone does not fit
 MAX_BACKOFF_S = 30.0  # past this, waiting longer no longer helps the server
 JITTER = 0.25  # of the delay, downwards, so that a crowd does not come back as one
 
@@ -69,6 +67,7 @@ def decide(
     error: APIError,
     *,
     counted: int,
+    refusals: int = 0,
     attempts: int,
     max_wait_s: float,
     others_succeed: bool,
@@ -77,9 +76,10 @@ def decide(
 ) -> Decision:
     """What to do after `error`.
 
-    `counted` attempts, this one included, were used of `attempts`; `others_succeed` is whether any
-    prompt of this model was answered since this one was sent. A server that asks for a longer wait
-    than `max_wait_s` ends the prompt. `now` is wall time, for a Retry-After that is a date.
+    `counted` attempts, this one included, were used of `attempts`; `refusals` is how often the prompt
+    met a 429, and `others_succeed` whether any prompt of this model was answered in this session. A
+    server that asks for a longer wait than `max_wait_s` ends the prompt, or, if it is about the
+    account, the run. `now` is wall time, for a Retry-After that is a date.
     """
     headers: Mapping[str, str] = error.headers if isinstance(error, APIStatusError) else {}
     status = error.status if isinstance(error, APIStatusError) else None
@@ -88,20 +88,27 @@ def decide(
     should = headers.get("x-should-retry", "").strip().lower()
     if should == "false" or (should != "true" and not _is_transient(error)):
         return GiveUp("the server says that a retry cannot help" if should == "false" else "a retry cannot help")
+    limited = isinstance(error, RateLimitError)
     quota = isinstance(error, RateLimitError) and error.code != "queue_exceeded"
-    counts = not (quota and others_succeed)
+    # Others get through: the limit is the account's, and says nothing about this prompt.
+    counts = not (limited and others_succeed)
+    stated = stated_wait_s(headers, now)
+    asks = f"the server asks to wait {stated or 0:,.0f} s, more than retry.max_wait_s ({max_wait_s:g})"
+    too_long = stated is not None and stated > max_wait_s
+    if quota and too_long:  # not this prompt's fault, and no other's: failing them one by one would help nobody
+        return StopRun(f"{error}; {asks}", "run the same line again later, or raise retry.max_wait_s")
     if counts and counted >= attempts:
         return GiveUp("failed once" if counted == 1 else f"failed {counted} times")
-    # Nobody gets through: the account's minute is used up, and six attempts must outlast it.
-    first, longest = (FIRST_QUOTA_BACKOFF_S, 60.0) if quota and counts else (FIRST_BACKOFF_S, MAX_BACKOFF_S)
-    backoff = min(first * 2 ** min(counted - 1, 16), longest) * (1 - JITTER * rng.random())
-    stated = stated_wait_s(headers, now)
-    if stated is not None and stated > max_wait_s:
-        return GiveUp(f"the server asks to wait {stated:,.0f} s, more than retry.max_wait_s ({max_wait_s:g})")
-    # Reset headers are an upper bound (they count down to the wall-clock minute): never wait longer than they say.
+    if not counts and refusals >= REFUSALS:
+        return GiveUp(f"refused {refusals} times while other prompts got through")
+    if too_long:
+        return GiveUp(asks)
+    if quota:  # how long the account is held is arithmetic, and the pacer's
+        return RetryAfter(stated or 0.0, _reason(error), hold=True, counts=counts)
+    tries = counted if counts else refusals
+    backoff = min(FIRST_BACKOFF_S * 2 ** min(max(tries, 1) - 1, 16), MAX_BACKOFF_S) * (1 - JITTER * rng.random())
     # A wait of 0 is one that was rounded down: obeyed, all attempts would be used up within the same second.
-    bounds = (backoff, max_wait_s, (reset_s(headers) if quota else None) or math.inf)
-    return RetryAfter(stated or min(bounds), _reason(error), hold=quota, counts=counts)
+    return RetryAfter(stated or min(backoff, max_wait_s), _reason(error), counts=counts)
 
 
 def _is_transient(error: APIError) -> bool:
@@ -139,51 +146,3 @@ def kind_of(error: APIError) -> ErrorKind:
 def _reason(error: APIError) -> str:
     kind = kind_of(error)
     return f"{kind} (HTTP {error.status})" if isinstance(error, APIStatusError) else kind
-
-
-def stated_wait_s(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Seconds the server asks to wait: retry-after-ms, then retry-after as seconds or as a date; None if neither."""
-    if (ms := _number(headers.get("retry-after-ms"))) is not None:
-        return ms / 1000
-    text = headers.get("retry-after")
-    if (seconds := _number(text)) is not None:
-        return seconds
-    if text:
-        try:
-            return max(0.0, (email.utils.parsedate_to_datetime(text) - now).total_seconds())
-        except (TypeError, ValueError, OverflowError):
-            return None
-    return None
-
-
-def reset_s(headers: Mapping[str, str]) -> float | None:
-    """The shortest wait after which some exhausted bucket is refilled, from the x-ratelimit headers; None if unsaid."""
-    waits: list[float] = []
-    for what in ("requests", "tokens"):
-        for window in ("-minute", "-hour", "-day", ""):
-            remaining = _number(headers.get(f"x-ratelimit-remaining-{what}{window}"))
-            reset = _duration_s(headers.get(f"x-ratelimit-reset-{what}{window}"))
-            if reset is not None and (window in ("-minute", "") or (remaining is not None and remaining < 1)):
-                waits.append(reset)
-    return min(waits) if waits else None
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text) if text else None
-    except ValueError:
-        return None
-    return value if value is not None and math.isfinite(value) and value >= 0 else None
-
-
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
-
-
-def _duration_s(text: str | None) -> float | None:
-    """Seconds in "11.38" or in "1m2.5s"."""
-    if (plain := _number(text)) is not None:
-        return plain
-    if text and (match := _DURATION.fullmatch(text)) and any(match.groups()):
-        hours, minutes, seconds, ms = (float(g) if g else 0.0 for g in match.groups())
-        return hours * 3600 + minutes * 60 + seconds + ms / 1000
-    return None

@@ -8,7 +8,7 @@ None means "not measured", 0 means zero.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
@@ -57,6 +57,12 @@ class Request:
     digest: bytes
     prompt_tokens_estimate: int
     reserve_tokens: int  # the estimate plus max_completion_tokens: what the server will charge at admission
+    limit_tokens: int | None = None  # max_completion_tokens, where the job or the row gives it
+    prompt_id: str = ""
+
+    def with_limit(self, tokens: int, body: bytes | None = None) -> bytes:
+        """The body (or another one for the same prompt) with max_completion_tokens, which is not in it."""
+        return b'{"max_completion_tokens":%d,' % tokens + (body or self.body)[1:]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,6 +101,7 @@ class Completion:
     system_fingerprint: str | None
     parsed: Any = None
     valid: bool | None = None  # None: no response_format was asked for
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -118,6 +125,7 @@ class Timeline:
     done: float | None = None  # last byte of the last attempt
     backoff_s: float = 0.0
     attempts: int = 0
+    reserved_tokens: int | None = None  # of the last attempt
     started_at: datetime | None = None  # wall clock at the first send, aware, UTC
 
 

@@ -1,4 +1,4 @@
-"""One prompt's loop: pace, call, retry, check. `ask`, `chat` and the gateway share it.
+"""One prompt's loop: size, pay, pace, call, retry, check. `ask`, `chat` and the gateway share it.
 
 An APIError ends here: it becomes a retry, a Failure, or, where it dooms every prompt, RunStopped.
 """
@@ -11,26 +11,40 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
-from cbatch import retry
+from cbatch import ratelimits, retry
 from cbatch.answers import AnswerCheck
+from cbatch.catalog import Price
 from cbatch.client import Client
 from cbatch.errors import (
+    APIConnectionError,
     APIError,
     APIResponseError,
     APIStatusError,
+    APITimeoutError,
+    APIUnreachableError,
     JobError,
     NotFoundError,
     RateLimitError,
     RunStopped,
 )
 from cbatch.gate import Gate
+from cbatch.health import Health, Verdict
+from cbatch.hedge import Hedge
 from cbatch.job import Retry
+from cbatch.ledger import Ledger
+from cbatch.pace import Cost, NeverFits, Used
+from cbatch.purse import Bill, Purse
 from cbatch.schema import Completion, Failure, Request, Timeline
-from cbatch.session import Activity
+from cbatch.session import Activity, OnTheWire
+from cbatch.sizes import Sizes
+from cbatch.throttle import Throttle
+
+Then = Literal["pause", "queue", "wait"]
+HEADERS_S = 0.05  # the server's word about its windows is read at most so often: it costs 20 µs
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,14 +54,25 @@ class Sender:
     model: str
     api: Client
     gate: Gate
+    sizes: Sizes
+    throttle: Throttle
+    health: Health
+    purse: Purse
+    ledger: Ledger
     policy: Retry
+    price: Price | None
     now: Callable[[], datetime]
     rng: random.Random
     activity: Activity
     clock: Callable[[], float]  # not the loop's: uvloop's time() is rounded to 1 ms and stands still in a turn
+    loop_time: Callable[[], float]  # of the gate and its timers
+    total_s: float
+    hedge: Hedge | None = None
     check: AnswerCheck | None = None
     draining: Callable[[], bool] = lambda: False
+    notify: Callable[[str], None] = lambda message: None
     succeeded: int = 0  # answers of this model, for quotas are per model
+    headers_read_at: float = float("-inf")
 
 
 async def send(
@@ -58,46 +83,90 @@ async def send(
     `task` is the current one; who sends many asks for it once, because that is a system call (getpid)
     up to Python 3.11.
 
-    Marks `timeline`. Raises RunStopped if every other prompt would fail too, CancelledError if the
-    run drains before the outcome is known: the prompt then leaves no record and is sent again.
+    Marks `timeline`. Raises RunStopped if every other prompt would fail too, BudgetReached before the
+    request that could cross the budget, CancelledError if the run drains before the outcome is known:
+    the prompt then leaves no record and is sent again.
     """
-    clock = sender.clock
-    activity = sender.activity
+    clock, activity, sizes = sender.clock, sender.activity, sender.sizes
     task = task or asyncio.current_task()
     assert task is not None
-    body = request.body
-    counted = reasks = 0
+    asked = request.body
+    counted = refusals = reasks = 0
     paid: list[Completion] = []
+    cap = sizes.cap() if sizes.auto and request.limit_tokens is None else None
     while True:
+        cost = sizes.cost(request, cap)
+        worst = _worst(sender, cost)
+        if worst.usd > sender.ledger.row_usd:
+            await sender.ledger.cover(worst.usd)
+        bill = worst if sender.purse.is_open else None
+        if bill:
+            await sender.purse.take(bill)
         waiting_since = clock()
         try:
-            charged = await sender.gate.enter(request.reserve_tokens)
-        except ValueError as exc:
-            hint = "lower params.max_completion_tokens, shorten the prompt, or raise limits.tpm"
+            await sender.gate.enter(cost)
+        except NeverFits as exc:
+            if bill:
+                sender.purse.settle(bill, Bill(0.0, 0.0))
+            if cap is not None and cap > (fits := _most_room(sender, cost, cap)):
+                cap = fits
+                continue
+            hint = "lower params.max_completion_tokens, shorten the prompt, or raise the limit"
             return Failure(kind="rate_limited", code="never_fits", message=f"{exc}; {hint}"), paid
-        sent = clock()
+        except BaseException:
+            if bill:
+                sender.purse.settle(bill, Bill(0.0, 0.0))
+            raise
+        body = asked if cap is None else request.with_limit(cap, asked)
+        most = sizes.completion_tokens(request, cap)
+        sent, loop_sent = clock(), sender.loop_time()
         # The wait ends before `sent`: pacing is the client's time, not the server's.
         activity.pace_wait_s += sent - waiting_since
-        timeline.sent = sent
+        timeline.sent, timeline.reserved_tokens = sent, int(cost.reserve)
         if timeline.first_sent is None:
             timeline.first_sent, timeline.started_at = sent, sender.now()
         timeline.attempts += 1
         counted += 1
         activity.sent += 1
-        succeeded_before = sender.succeeded
-        activity.on_the_wire.add(task)
-        used: int | None = None
+        activity.on_the_wire[task] = OnTheWire(request.prompt_id, sent)
         error: APIError | None = None
+        completion: Completion | None = None
+        # Whether the endpoint is gone or only slow is what a try is to find out.
+        deadline_s = sender.total_s if sender.health.is_down else sizes.deadline_s(most, counted - 1, sender.total_s)
         try:
-            completion = await sender.api.complete(body)
-            used = completion.usage.total_tokens
+            if sender.hedge is None:
+                completion = await sender.api.complete(body, deadline_s)
+            else:
+                completion = await sender.hedge.complete(body, deadline_s, cost, sender.purse, bill)
         except APIError as exc:
             error = exc
-            used = 0 if isinstance(exc, APIStatusError) else None  # refused requests are not charged
-        else:
+        finally:
+            in_flight = len(activity.on_the_wire)
+            del activity.on_the_wire[task]
+            if completion is None and error is None:  # cancelled: it may have been answered
+                sender.gate.leave(cost, None)
+                if bill:
+                    sender.purse.settle(bill, None)
+        if completion is not None:
             timeline.done = clock()
-            sender.succeeded += 1
+            latency_s = timeline.done - sent
+            cut = cap is not None and completion.finish_reason == "length" and cap < _most_room(sender, cost, cap)
+            used = sizes.used(completion)
+            sizes.learn(request, completion, latency_s, cut=cut)
+            sender.gate.leave(cost, used)
+            if bill:
+                sender.purse.settle(bill, _real(sender, completion))
+            _take_note(completion, sender, loop_sent, latency_s, in_flight)
             paid.append(completion)
+            if cap is not None:
+                unsized = request.reserve_tokens - request.prompt_tokens_estimate
+                sizes.booked(cap, unsized, cut=cut, tokens=completion.usage.completion_tokens or 0)
+            if cut:  # our own limit cut it: ask again with more room, whoever waits
+                assert cap is not None
+                cap = sizes.cap(cap)
+                counted -= 1
+                activity.retries += 1
+                continue
             problem = sender.check(completion) if sender.check else None
             if problem is None:
                 return completion, paid
@@ -110,32 +179,41 @@ async def send(
             reasks += 1
             counted -= 1  # it was answered: `reask` limits these, `attempts` the failures
             activity.retries += 1
-            body = _ask_again(request.body, completion, problem)
+            asked = _ask_again(request.body, completion, problem)
             continue
-        finally:
-            activity.on_the_wire.discard(task)
-            sender.gate.leave(request.reserve_tokens, charged, used, serve=error is None)
-        decision = await _decide(error, sender, counted=counted, others=sender.succeeded > succeeded_before)
-        if isinstance(decision, retry.RetryAfter) and decision.hold and not sender.draining():
-            sender.gate.hold(decision.seconds)
-        sender.gate.serve()  # not before: a 429 holds whoever stands next, too
+        assert error is not None
+        if bill:
+            unknown = not isinstance(error, APIStatusError | APIUnreachableError)
+            sender.purse.settle(bill, None if unknown else Bill(0.0, 0.0))
+        refusals += isinstance(error, RateLimitError)
+        try:
+            decision = await _decide(error, sender, counted=counted, refusals=refusals)
+        except BaseException:  # no such model, or cancelled while it asked for the list
+            sender.gate.leave(cost, Used(0, 0))
+            raise
+        then = _fail(error, decision, sender, cost, loop_sent, id(timeline))
         if isinstance(decision, retry.StopRun):
             raise RunStopped(decision.because, hint=decision.hint) from error
+        if sender.draining() and (then == "pause" or not isinstance(decision, retry.GiveUp)):
+            raise asyncio.CancelledError
+        if then == "pause":
+            counted -= 1
+            activity.retries += 1
+            continue
         if isinstance(decision, retry.GiveUp):
+            _give_up(error, sender)
             failure = _failure(error, decision.because)
             failure.completion = paid[-1] if paid else None  # re-asked, then lost: what was paid for is kept
             return failure, paid
-        if sender.draining():
-            raise asyncio.CancelledError
         if not decision.counts:
             counted -= 1
         activity.retries += 1
-        if decision.hold:
-            continue  # this prompt queues again with the others
+        if then == "queue":
+            continue  # the account is held: this prompt queues again with the others
         started = clock()
         activity.backing_off += 1
         try:
-            await asyncio.sleep(decision.seconds)
+            await asyncio.sleep(decision.seconds or retry.FIRST_BACKOFF_S)
         finally:
             activity.backing_off -= 1
             slept = clock() - started
@@ -143,7 +221,122 @@ async def send(
             activity.backoff_s += slept
 
 
-async def _decide(error: APIError, sender: Sender, *, counted: int, others: bool) -> retry.Decision:
+# -- money and room -------------------------------------------------------------------------------
+
+
+def _worst(sender: Sender, cost: Cost) -> Bill:
+    """The most that a request may cost: every reserved token at the higher of the two prices."""
+    price = sender.price
+    usd = price.cost_usd(0, int(cost.reserve)) if price else 0.0
+    return Bill(max(usd, price.cost_usd(int(cost.reserve), 0) if price else 0.0), cost.reserve)
+
+
+def _real(sender: Sender, answer: Completion) -> Bill | None:
+    usage = answer.usage
+    if usage.prompt_tokens is None or usage.completion_tokens is None:
+        return None
+    usd = sender.price.cost_usd(usage.prompt_tokens, usage.completion_tokens) if sender.price else 0.0
+    return Bill(usd, usage.total_tokens or usage.prompt_tokens + usage.completion_tokens)
+
+
+def _most_room(sender: Sender, cost: Cost, cap: int) -> int:
+    """The largest completion that the model writes, and that fits the account's smallest window with this prompt."""
+    tokens = [limit for name, limit in sender.gate.pacer.limits().items() if "token" in name]
+    ceiling = sender.sizes.ceiling
+    return max(min(ceiling, int(min(tokens) - (cost.reserve - cap))), 1) if tokens else ceiling
+
+
+# -- what an answer and a failure teach --------------------------------------------------------------
+
+
+def _take_note(answer: Completion, sender: Sender, loop_sent: float, latency_s: float, in_flight: int) -> None:
+    """An answer came: everything that watches learns of it."""
+    sender.succeeded += 1
+    now = sender.loop_time()
+    if now - sender.headers_read_at >= HEADERS_S:
+        sender.headers_read_at = now
+        if words := ratelimits.windows_in(answer.headers):
+            sender.gate.listen(words)
+        sender.gate.pacer.succeeded(loop_sent)
+    if (away_s := sender.health.answered(now)) is not None:
+        sender.gate.reopen()
+        sender.throttle.restart()
+        sender.notify(f"{sender.model}: the endpoint answers again after {away_s:,.0f} s")
+    generated_s = answer.time_info.completion_s or 0.0
+    queue_s = answer.time_info.queue_s
+    sender.activity.server_queue_s += queue_s or 0.0
+    sender.throttle.answered(now, loop_sent, max(latency_s - generated_s, 0.0), in_flight)
+    answer.headers = {}  # a million answers wait for their part without them
+
+
+def _fail(error: APIError, decision: retry.Decision, sender: Sender, cost: Cost, loop_sent: float, prompt: int) -> Then:
+    """A request failed: give back what it did not use; what its prompt does then.
+
+    "pause": the endpoint has gone, so it does not count, and the gate lets it try again; "queue": the
+    account is held, for all alike; "wait": this prompt waits, as was decided.
+
+    Raises RunStopped when an endpoint that has gone stays away for too long.
+    """
+    now = sender.loop_time()
+    gate = sender.gate
+    if isinstance(error, RateLimitError):
+        if error.code == "queue_exceeded":
+            gate.never_sent(cost)
+            sender.throttle.busy(now, loop_sent)
+            return "wait"
+        kind, period = ratelimits.refused_window(error.code, str(error))
+        held = gate.refused(
+            cost,
+            loop_sent,
+            kind=kind,
+            period=period,
+            stated_s=decision.seconds or None if isinstance(decision, retry.RetryAfter) else None,
+            full_in_s=ratelimits.reset_s(error.headers),
+            words=ratelimits.windows_in(error.headers),
+        )
+        return "queue" if held else "wait"
+    health = sender.health
+    was_down = health.is_down
+    unreachable = isinstance(error, APIUnreachableError)
+    gone = isinstance(error, APIConnectionError | APIResponseError) or getattr(error, "status", 0) >= 500
+    verdict: Verdict = "counts"
+    if gone and not isinstance(decision, retry.StopRun):
+        verdict = health.failed(now, prompt, unreachable=unreachable, because=str(error))
+    # Before the permit is given back, for that lets the next one go.
+    if verdict == "paused" and (seconds := health.next_try(now, loop_sent)) is not None:
+        gate.try_one_in(seconds, "the endpoint to answer again")
+    if unreachable:
+        gate.never_sent(cost)
+    elif isinstance(error, APIStatusError):
+        gate.leave(cost, Used(0, 0))  # it counted as a request, and did nothing
+    else:
+        gate.leave(cost, None)
+    if isinstance(error, APITimeoutError):
+        sender.throttle.timed_out(now, loop_sent)
+    if verdict == "over":
+        raise RunStopped(
+            f"{sender.model}: no answer for {now - (health.down_since or now):,.0f} s: {error}",
+            hint="what was answered is safe; run the same line again when the endpoint is back (retry.max_outage_s)",
+        ) from error
+    if verdict == "paused" and not was_down:
+        sender.notify(f"{sender.model}: the endpoint does not answer ({error}); paused, trying until it does")
+    return verdict == "paused"
+
+
+def _give_up(error: APIError, sender: Sender) -> None:
+    """A prompt has failed for good. Raises RunStopped where nothing was ever answered."""
+    unreachable = isinstance(error, APIUnreachableError)
+    gone = (
+        isinstance(error, APIConnectionError | APIResponseError | RateLimitError) or getattr(error, "status", 0) >= 500
+    )
+    if gone and sender.health.gave_up(unreachable=unreachable):
+        raise RunStopped(
+            f"{sender.model}: nothing was answered so far: {error}",
+            hint="check the address and the network; the same line goes on, --retry-failed sends failed ones again",
+        ) from error
+
+
+async def _decide(error: APIError, sender: Sender, *, counted: int, refusals: int) -> retry.Decision:
     if isinstance(error, RateLimitError):
         sender.activity.rate_limited += 1
     if isinstance(error, NotFoundError) and error.code == "model_not_found" and not sender.succeeded:
@@ -151,9 +344,10 @@ async def _decide(error: APIError, sender: Sender, *, counted: int, others: bool
     return retry.decide(
         error,
         counted=counted,
+        refusals=refusals,
         attempts=sender.policy.attempts,
         max_wait_s=sender.policy.max_wait_s,
-        others_succeed=others,
+        others_succeed=sender.succeeded > 0,
         now=sender.now(),
         rng=sender.rng,
     )

@@ -5,9 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Changed = Literal["rerun", "keep"]
+
+
+class OnTheWire(NamedTuple):
+    """A request that was sent and is not answered yet; `sent` is of the run's clock."""
+
+    prompt_id: str
+    sent: float
 
 
 @dataclass(slots=True, kw_only=True)
@@ -20,7 +27,9 @@ class Activity:
     backing_off: int = 0
     pace_wait_s: float = 0.0
     backoff_s: float = 0.0
-    on_the_wire: set[asyncio.Task[Any]] = field(default_factory=set)
+    hedged: int = 0  # asked a second time
+    server_queue_s: float = 0.0  # as the server says, summed over answers
+    on_the_wire: dict[asyncio.Task[Any], OnTheWire] = field(default_factory=dict)  # the oldest first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +59,7 @@ class Progress:
     activity: Activity = field(default_factory=Activity)
     started_s: float = 0.0
     draining: bool = False
-    waiting_for: Callable[[], str | None] = lambda: None
+    waiting_for: Callable[[], tuple[str, float] | None] = lambda: None  # what for, and how long still (s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +89,21 @@ class Summary:
     cost_usd: float | None
     unpriced: int
     paid_twice_at_most: int
+    paid_twice_usd: float | None  # at most; None where a price is unknown
     abandoned: int  # requests cancelled on the wire
     simulated: bool
     workers: int
     pace_wait_s: float  # waiting for the rate limit, and in retries: summed over workers
     backoff_s: float
+    time_lost_s: dict[str, float]  # in which prompts waited, by cause: of the wall time
+    cpu_s: float  # of this process
+    server_queue_s: float  # as the server says, summed over answers
+    cuts: dict[str, int]  # of the requests in flight, by cause
+    learned: dict[str, float]  # limits that refusals taught
+    sizing: dict[str, int]  # what max_completion_tokens: auto did
+    outages: int
+    outage_s: float
+    hedged: int
     errors: dict[str, int]
     samples: dict[str, str]
     exit_code: int

@@ -28,6 +28,7 @@ from cbatch.errors import (
     APIResponseError,
     APIStatusError,
     APITimeoutError,
+    APIUnreachableError,
     InternalServerError,
     RateLimitError,
 )
@@ -403,7 +404,7 @@ async def test_a_connection_that_is_never_accepted_ends_with_the_connect_timeout
             for filler in fillers:
                 filler.setblocking(False)
                 filler.connect_ex(("127.0.0.1", port))
-            with pytest.raises(APITimeoutError, match=r"^no connection within 0.15 s$"):
+            with pytest.raises(APIUnreachableError, match=r"^no connection within 0.15 s$"):
                 await ask(f"http://127.0.0.1:{port}/v1", connect_s=SILENCE_S)
         finally:
             for filler in fillers:
@@ -414,7 +415,7 @@ async def test_a_tls_handshake_that_hangs_ends_with_the_connect_timeout() -> Non
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        with pytest.raises(APITimeoutError, match=r"^no connection within 0.15 s$"):
+        with pytest.raises(APIUnreachableError, match=r"^no connection within 0.15 s$"):
             await ask(f"https://127.0.0.1:{listener.getsockname()[1]}/v1", connect_s=SILENCE_S)
 
 
@@ -424,10 +425,24 @@ async def test_a_caller_who_cancels_is_not_told_of_a_timeout() -> None:
         task = asyncio.ensure_future(api.complete(b"{}"))
         await asyncio.sleep(0.05)
         task.cancel()
-        api._since[task] = float("-inf")
+        api._until[task] = float("-inf"), 0.0
         api._sweep()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+async def test_each_request_has_its_own_deadline() -> None:
+    """The shorter one ends first, though it was sent later; the other is not touched."""
+    async with (
+        serving(says(b"", then="silence")) as server,
+        connect(Endpoint(base_url=server.url, total_s=0.5)) as api,
+    ):
+        patient = asyncio.ensure_future(api.complete(b"{}"))
+        with pytest.raises(APITimeoutError, match=r"^no whole answer within 0.1 s$"):
+            await api.complete(b"{}", 0.1)
+        assert not patient.done()
+        with pytest.raises(APITimeoutError, match=r"^no whole answer within 0.5 s$"):
+            await patient
 
 
 async def test_a_cancelled_request_closes_its_connection() -> None:

@@ -23,7 +23,7 @@ from cbatch.errors import (
     APIError,
     APIResponseError,
     APIStatusError,
-    APITimeoutError,
+    APIUnreachableError,
     AuthenticationError,
     BadRequestError,
     ConflictError,
@@ -648,7 +648,7 @@ REQUEST = aiohttp.RequestInfo(url=URL("https://h/v1"), method="POST", headers=HE
     ("raised", "error", "words"),
     [
         pytest.param(
-            aiohttp.ConnectionTimeoutError(), APITimeoutError, "no connection within 10 s", id="the connect timeout"
+            aiohttp.ConnectionTimeoutError(), APIUnreachableError, "no connection within 10 s", id="the connect timeout"
         ),
         pytest.param(
             aiohttp.ClientPayloadError("cut"), APIResponseError, "stopped before its end: cut", id="a cut answer"
@@ -658,7 +658,7 @@ REQUEST = aiohttp.RequestInfo(url=URL("https://h/v1"), method="POST", headers=HE
         ),
         pytest.param(
             aiohttp.ClientConnectorError(WHERE, ConnectionRefusedError(111, "refused")),
-            APIConnectionError,
+            APIUnreachableError,
             "refused",
             id="refused",
         ),
@@ -674,7 +674,7 @@ REQUEST = aiohttp.RequestInfo(url=URL("https://h/v1"), method="POST", headers=HE
         ),
         pytest.param(
             aiohttp.ClientHttpProxyError(REQUEST, (), status=407, message="who are you"),
-            APIConnectionError,
+            APIUnreachableError,
             "the proxy refused the tunnel: HTTP 407 who are you",
             id="a proxy that wants a password",
         ),

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from cbatch.feed import Pending
+from cbatch.feed import Pending, Places
 from cbatch.job import Job
 from cbatch.journal import Journal
 from cbatch.resume import BREATHE_ROWS, Resume
@@ -62,3 +62,53 @@ def test_one_of_all_workers_looks_for_what_is_left(virtual: Virtual) -> None:
 
     assert sorted(virtual(main())) == list(range(100))
     assert len(set(stretches)) == len(stretches)
+
+
+def test_places_are_taken_and_waited_for_in_order(virtual: Virtual) -> None:
+    async def main() -> None:
+        places = Places(2)
+        assert [places.take() for _ in range(3)] == [True, True, False]
+        first, second, third = (asyncio.ensure_future(places.wait()) for _ in range(3))
+        await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.sleep(0)
+        places.give_back(1)
+        await asyncio.sleep(0)
+        assert (first.done(), third.done()) == (True, False)
+        places.give_back(5)
+        await third
+        assert (places.size, places.taken) == (2, -2)
+
+    virtual(main())
+
+
+def test_after_a_cut_nobody_goes_until_enough_was_given_back(virtual: Virtual) -> None:
+    async def main() -> None:
+        places = Places(100)
+        assert all(places.take() for _ in range(100))
+        places.resize(10)
+        waiting = asyncio.ensure_future(places.wait())
+        places.give_back(90)
+        await asyncio.sleep(0)
+        assert (places.taken, places.take(), waiting.done()) == (10, False, False)
+        places.give_back(1)
+        await waiting
+        assert places.taken == 10
+        places.resize(12)
+        assert [places.take() for _ in range(3)] == [True, True, False]
+
+    virtual(main())
+
+
+def test_more_places_let_in_who_waits(virtual: Virtual) -> None:
+    async def main() -> None:
+        places = Places(0)
+        waiting = [asyncio.ensure_future(places.wait()) for _ in range(5)]
+        await asyncio.sleep(0)
+        places.resize(3)
+        await asyncio.sleep(0)
+        assert [task.done() for task in waiting] == [True, True, True, False, False]
+        places.resize(5)
+        await asyncio.wait(waiting)
+
+    virtual(main())

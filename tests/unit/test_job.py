@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from cbatch import catalog
-from cbatch.job import FailIf, Input, Job
+from cbatch.job import AUTO_CONCURRENCY, FailIf, Input, Job, bound
 
 
 def job(**keys: Any) -> Job:
@@ -108,7 +108,8 @@ def test_a_shard_outside_one_to_n_is_refused(shard: str) -> None:
 
 
 def test_a_tier_fills_in_the_limits_and_a_number_given_here_wins() -> None:
-    rpm, tpm = catalog.load()[0]["gpt-oss-120b"].tiers["developer"]
+    quota = catalog.load()[0]["gpt-oss-120b"].tiers["developer"]
+    rpm, tpm = quota.rpm, quota.tpm
     assert job(limits={"tier": "developer"}, model="gpt-oss-120b").limits.per_minute("gpt-oss-120b") == (rpm, tpm)
     mixed = job(limits={"tier": "developer", "rpm": 7}, model="gpt-oss-120b")
     assert mixed.limits.per_minute("gpt-oss-120b") == (7, tpm)
@@ -150,12 +151,91 @@ def test_either_name_of_the_completion_limit_counts() -> None:
 
 def test_a_crash_costs_at_most_a_quarter_more_than_the_concurrency_and_sixteen() -> None:
     for concurrency in (1, 3, 32, 20_000):
-        assert job(limits={"concurrency": concurrency}).bound() <= 1.25 * concurrency + 16
+        assert bound(concurrency) <= 1.25 * concurrency + 16
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "bounds"),
+    [
+        pytest.param("auto", AUTO_CONCURRENCY, id="auto is learned"),
+        pytest.param(None, AUTO_CONCURRENCY, id="and the default"),
+        pytest.param(32, (32, 32), id="a number is fixed"),
+        pytest.param("5..200", (5, 200), id="a range is learned inside it"),
+        pytest.param("5 - 200", (5, 200), id="with a dash and spaces"),
+        pytest.param("8..8", (8, 8), id="a range of one"),
+        pytest.param((1, 20_000), (1, 20_000), id="a pair"),
+    ],
+)
+def test_concurrency_is_a_number_a_range_or_learned(concurrency: object, bounds: tuple[int, int]) -> None:
+    made = job(limits={} if concurrency is None else {"concurrency": concurrency})
+    assert made.limits.in_flight == bounds
+
+
+@pytest.mark.parametrize(
+    "concurrency", [0, -1, 20_001, "200..5", "0..5", "5..30000", "5..", "many", True, 2.5, [5, 200]]
+)
+def test_a_concurrency_that_is_none_is_refused(concurrency: object) -> None:
+    with pytest.raises(ValidationError):
+        job(limits={"concurrency": concurrency})
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("15m", 900), ("15min", 900), ("90s", 90), ("2h", 7_200), ("1d", 86_400), ("1.5h", 5_400), (90, 90)],
+)
+def test_times_have_units(text: str | int, seconds: float) -> None:
+    made = job(budget={"wall": text}, retry={"max_outage_s": text, "max_wait_s": text})
+    assert (made.budget.wall, made.retry.max_outage_s, made.retry.max_wait_s) == (seconds, seconds, seconds)
+
+
+@pytest.mark.parametrize("text", ["15 minutes", "m", "-1s", "0s", 0, True, "1e3", "", "nan"])
+def test_a_time_that_is_none_is_refused(text: object) -> None:
+    with pytest.raises(ValidationError):
+        job(budget={"wall": text})
+
+
+def test_all_limits_may_be_given_and_auto_is_none_of_them() -> None:
+    limits = {"rpm": 1, "rph": "2K", "rpd": 3, "tpm": "4M", "tph": 5, "tpd": 6, "share": "50%"}
+    made = job(limits=limits).limits
+    assert made.quota("m") == catalog.Quota(rpm=1, rph=2_000, rpd=3, tpm=4_000_000, tph=5, tpd=6)
+    assert made.share == 0.5
+    assert job(limits=dict.fromkeys(("rpm", "rph", "rpd", "tpm", "tph", "tpd"), "auto")).limits == job().limits
+    assert job(limits="auto").limits == job().limits
+
+
+@pytest.mark.parametrize(
+    ("hedge", "share"), [("off", None), (False, None), (0, None), (None, None), ("1%", 0.01), (0.05, 0.05)]
+)
+def test_hedging_is_off_unless_it_has_a_share(hedge: object, share: float | None) -> None:
+    assert job(retry={"hedge": hedge}).retry.hedge == share
+    assert job().retry.hedge is None
+
+
+def test_a_budget_has_dollars_tokens_and_a_time() -> None:
+    budget = job(model="gpt-oss-120b", budget={"usd": 5, "tokens": "20M", "wall": "2h"}).budget
+    assert (budget.usd, budget.tokens, budget.wall) == (5.0, 20_000_000, 7_200.0)
+    assert job().budget.usd is None
+
+
+def test_a_right_sized_limit_is_no_part_of_the_request() -> None:
+    """The digest would change with what was learned, and a resumed run would send everything again."""
+    auto = job(params={"max_completion_tokens": "auto", "seed": 1}).params
+    assert (auto.right_sized, auto.completion_limit, auto.body()) == (True, None, {"seed": 1})
+    given = job(params={"max_completion_tokens": 7}).params
+    assert (given.right_sized, given.completion_limit, given.body()) == (False, 7, {"max_completion_tokens": 7})
 
 
 @pytest.mark.parametrize(
     "keys",
     [
+        pytest.param({"budget": {"usd": 5}}, id="dollars for a model without a price"),
+        pytest.param({"model": "gpt-oss-120b", "budget": {"usd": 0}}, id="a budget of nothing"),
+        pytest.param({"budget": {"tokens": 0}}, id="no tokens"),
+        pytest.param({"retry": {"hedge": 1.5}}, id="more than everything twice"),
+        pytest.param({"retry": {"hedge": True}}, id="hedging without a share"),
+        pytest.param({"limits": {"share": "0%"}}, id="no share at all"),
+        pytest.param({"params": {"max_completion_tokens": "auto", "max_tokens": 5}}, id="two names of one limit"),
+        pytest.param({"params": {"max_tokens": "auto"}}, id="the old name has no auto"),
         pytest.param({"model": ["m", "m"]}, id="the same model twice"),
         pytest.param({"model": []}, id="no model"),
         pytest.param(

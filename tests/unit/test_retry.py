@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from datetime import UTC, datetime
-from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from cbatch import retry
 from cbatch.client import Reply, read_error
 from cbatch.errors import APIConnectionError, APIError, APIResponseError, APIStatusError, APITimeoutError
-from cbatch.retry import FIRST_BACKOFF_S, JITTER, MAX_BACKOFF_S, GiveUp, RetryAfter, StopRun
+from cbatch.retry import FIRST_BACKOFF_S, JITTER, MAX_BACKOFF_S, REFUSALS, GiveUp, RetryAfter, StopRun
 from cbatch.schema import ErrorKind
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
@@ -38,7 +37,7 @@ def status(code: int, name: str | None = None, **headers: str) -> APIStatusError
 
 
 def decide(error: APIError, *, counted: int = 1, rng: random.Random | None = None, **given: Any) -> retry.Decision:
-    arguments: dict[str, Any] = {"attempts": 6, "max_wait_s": 120.0, "others_succeed": False, **given}
+    arguments: dict[str, Any] = {"attempts": 6, "max_wait_s": 120.0, "others_succeed": False, "refusals": 0, **given}
     return retry.decide(error, counted=counted, now=NOW, rng=rng or Fixed(0.0), **arguments)
 
 
@@ -70,32 +69,32 @@ RESET = "x_ratelimit_reset_tokens_minute"
         pytest.param(
             status(429, QUOTA),
             {},
-            RetryAfter(3.0, "rate_limited (HTTP 429)", hold=True),
+            RetryAfter(0.0, "rate_limited (HTTP 429)", hold=True),
             id="a quota of requests holds the account",
         ),
         pytest.param(
             status(429, TOKENS),
             {},
-            RetryAfter(3.0, "rate_limited (HTTP 429)", hold=True),
+            RetryAfter(0.0, "rate_limited (HTTP 429)", hold=True),
             id="a quota of tokens holds the account",
         ),
         pytest.param(
             status(429),
             {},
-            RetryAfter(3.0, "rate_limited (HTTP 429)", hold=True),
+            RetryAfter(0.0, "rate_limited (HTTP 429)", hold=True),
             id="a 429 without a code holds the account",
         ),
         # what counts
         pytest.param(
             status(429, QUOTA),
             {"others_succeed": True},
-            RetryAfter(0.5, "rate_limited (HTTP 429)", hold=True, counts=False),
+            RetryAfter(0.0, "rate_limited (HTTP 429)", hold=True, counts=False),
             id="a 429 while others succeed does not count",
         ),
         pytest.param(
             status(429, QUOTA),
             {"others_succeed": True, "counted": 6},
-            RetryAfter(16.0, "rate_limited (HTTP 429)", hold=True, counts=False),
+            RetryAfter(0.0, "rate_limited (HTTP 429)", hold=True, counts=False),
             id="not even when all attempts are used",
         ),
         pytest.param(
@@ -103,9 +102,36 @@ RESET = "x_ratelimit_reset_tokens_minute"
         ),
         pytest.param(
             status(429, QUEUE),
-            {"others_succeed": True, "counted": 6},
-            GiveUp("failed 6 times"),
-            id="a full queue counts always",
+            {"others_succeed": True, "counted": 6, "refusals": 3},
+            RetryAfter(2.0, "overloaded (HTTP 429)", counts=False),
+            id="a full queue while others succeed does not count, and backs off by its refusals",
+        ),
+        pytest.param(
+            status(429, QUEUE), {"counted": 6}, GiveUp("failed 6 times"), id="a full queue while nobody succeeds counts"
+        ),
+        pytest.param(
+            status(429, QUOTA),
+            {"others_succeed": True, "refusals": REFUSALS - 1},
+            RetryAfter(0.0, "rate_limited (HTTP 429)", hold=True, counts=False),
+            id="many refusals of one prompt are borne",
+        ),
+        pytest.param(
+            status(429, QUOTA),
+            {"others_succeed": True, "refusals": REFUSALS},
+            GiveUp("refused 50 times while other prompts got through"),
+            id="not without end: it alone does not fit",
+        ),
+        pytest.param(
+            status(429, QUEUE),
+            {"others_succeed": True, "refusals": REFUSALS},
+            GiveUp("refused 50 times while other prompts got through"),
+            id="by a full queue neither",
+        ),
+        pytest.param(
+            status(429, QUOTA),
+            {"counted": 60, "attempts": 100, "refusals": 60},
+            RetryAfter(0.0, "rate_limited (HTTP 429)", hold=True),
+            id="while nobody gets through, the attempts that the user gave are the end",
         ),
         pytest.param(
             status(500), {"others_succeed": True, "counted": 6}, GiveUp("failed 6 times"), id="a 500 counts always"
@@ -192,16 +218,10 @@ RESET = "x_ratelimit_reset_tokens_minute"
             id="Retry-After comes before the reset headers",
         ),
         pytest.param(
-            status(429, QUOTA, **{RESET: "0.2"}),
-            {},
-            RetryAfter(0.2, "rate_limited (HTTP 429)", hold=True),
-            id="a reset is never waited past",
-        ),
-        pytest.param(
             status(429, QUOTA, **{RESET: "26.28"}),
             {},
-            RetryAfter(3.0, "rate_limited (HTTP 429)", hold=True),
-            id="and is only an upper bound",
+            RetryAfter(0.0, "rate_limited (HTTP 429)", hold=True),
+            id="a reset is no request to wait: what it means is the pacer's affair",
         ),
         pytest.param(
             status(429, QUEUE, **{RESET: "0.2"}),
@@ -216,10 +236,16 @@ RESET = "x_ratelimit_reset_tokens_minute"
             id="a wait of 0 is a rounded one: all attempts in one second help nobody",
         ),
         pytest.param(
-            status(429, QUOTA, **{RESET: "0"}),
+            status(429, QUOTA, retry_after="0"),
             {},
-            RetryAfter(3.0, "rate_limited (HTTP 429)", hold=True),
-            id="so is a reset of 0",
+            RetryAfter(0.0, "rate_limited (HTTP 429)", hold=True),
+            id="of the quota, too, and the pacer finds a better one",
+        ),
+        pytest.param(
+            status(429, QUEUE, retry_after="0"),
+            {"others_succeed": True, "refusals": 1},
+            RetryAfter(0.5, "overloaded (HTTP 429)", counts=False),
+            id="nor does a full queue empty at once",
         ),
         pytest.param(
             status(503, retry_after="120"),
@@ -233,11 +259,34 @@ RESET = "x_ratelimit_reset_tokens_minute"
             GiveUp("the server asks to wait 121 s, more than retry.max_wait_s (120)"),
             id="a longer one fails the prompt, with the numbers",
         ),
+        *(
+            pytest.param(
+                status(429, QUOTA, retry_after="39000"),
+                {"others_succeed": others, "counted": counted, "refusals": refusals},
+                StopRun(
+                    "HTTP 429: m; the server asks to wait 39,000 s, more than retry.max_wait_s (120)",
+                    "run the same line again later, or raise retry.max_wait_s",
+                ),
+                id=words,
+            )
+            for others, counted, refusals, words in (
+                (True, 1, 1, "an account that must wait longer stops the run: every prompt would fail"),
+                (False, 1, 1, "also where it is the first thing that the server says"),
+                (False, 6, 6, "also at the last attempt: the others would fail one by one"),
+                (True, 1, REFUSALS, "also when the prompt was refused often"),
+            )
+        ),
         pytest.param(
-            status(429, QUOTA, retry_after="39000"),
-            {"others_succeed": True},
+            status(429, QUEUE, retry_after="39000"),
+            {"others_succeed": True, "refusals": 1},
             GiveUp("the server asks to wait 39,000 s, more than retry.max_wait_s (120)"),
-            id="also where it would not count",
+            id="a full queue stops nobody else",
+        ),
+        pytest.param(
+            status(429, QUOTA, retry_after="120"),
+            {"others_succeed": True},
+            RetryAfter(120.0, "rate_limited (HTTP 429)", hold=True, counts=False),
+            id="the longest wait of an account that is accepted",
         ),
         pytest.param(
             status(500),
@@ -247,15 +296,9 @@ RESET = "x_ratelimit_reset_tokens_minute"
         ),
         pytest.param(
             status(429, QUOTA, **{RESET: "59"}),
-            {"max_wait_s": 10.0, "counted": 2, "attempts": 10},
-            RetryAfter(6.0, "rate_limited (HTTP 429)", hold=True),
-            id="below max_wait_s the backoff counts",
-        ),
-        pytest.param(
-            status(429, QUOTA, **{RESET: "59"}),
             {"max_wait_s": 10.0, "counted": 8, "attempts": 10},
-            RetryAfter(10.0, "rate_limited (HTTP 429)", hold=True),
-            id="a far reset is no request to wait so long, and fails nobody",
+            RetryAfter(0.0, "rate_limited (HTTP 429)", hold=True),
+            id="a far reset is no request to wait so long, and stops nobody",
         ),
     ],
 )
@@ -263,88 +306,7 @@ def test_decision(error: APIError, given_as: dict[str, Any], expected: retry.Dec
     assert decide(error, **given_as) == expected
 
 
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        pytest.param({}, None, id="nothing said"),
-        pytest.param({"retry-after": "7"}, 7.0, id="seconds"),
-        pytest.param({"retry-after": "0.25"}, 0.25, id="a fraction"),
-        pytest.param({"retry-after": " 7 "}, 7.0, id="white space"),
-        pytest.param({"retry-after": "0"}, 0.0, id="zero"),
-        pytest.param({"retry-after-ms": "250"}, 0.25, id="milliseconds"),
-        pytest.param({"retry-after-ms": "250", "retry-after": "9"}, 0.25, id="milliseconds come first"),
-        pytest.param({"retry-after-ms": "soon", "retry-after": "9"}, 9.0, id="unless they are none"),
-        pytest.param({"retry-after": "Fri, 20 Nov 2026 12:00:30 GMT"}, 30.0, id="a date"),
-        pytest.param({"retry-after": "Fri, 20 Nov 2026 13:00:30 +0100"}, 30.0, id="a date of another zone"),
-        pytest.param({"retry-after": "Fri, 20 Nov 2026 11:59:00 GMT"}, 0.0, id="a date gone by"),
-        pytest.param({"retry-after": "Fri, 20 Nov 2026 12:00:30 -0000"}, None, id="a date of no zone"),
-        pytest.param({"retry-after": "Fri, 99 Nov 2026 12:00:30 GMT"}, None, id="a date that is none"),
-        pytest.param({"retry-after": "Fri, 20 Nov 99999 12:00:30 GMT"}, None, id="a year beyond all"),
-        pytest.param({"retry-after": "Fri, 20 Nov 2026 12:00:30 +9999"}, None, id="a zone beyond all"),
-        pytest.param({"retry-after": ""}, None, id="empty"),
-        pytest.param({"retry-after": "soon"}, None, id="a word"),
-        pytest.param({"retry-after": "-5"}, None, id="negative"),
-        pytest.param({"retry-after": "nan"}, None, id="nan"),
-        pytest.param({"retry-after": "inf"}, None, id="inf"),
-        pytest.param({"retry-after": "1e999"}, None, id="too large for a float"),
-        pytest.param({"retry-after": "1e300"}, 1e300, id="huge"),
-        pytest.param({"retry-after": "9" * 5000}, None, id="5,000 digits"),
-        pytest.param({"retry-after": "7, 9"}, None, id="two at once"),
-    ],
-)
-def test_a_stated_wait_is_read_in_every_format_or_not_at_all(headers: dict[str, str], seconds: float | None) -> None:
-    assert retry.stated_wait_s(headers, NOW) == seconds
-
-
-def test_a_date_as_servers_format_it_is_read_back() -> None:
-    later = datetime(2026, 11, 20, 12, 1, 1, tzinfo=UTC)
-    assert retry.stated_wait_s({"retry-after": format_datetime(later, usegmt=True)}, NOW) == 61.0
-
-
 MINUTE, DAY = "x-ratelimit-reset-tokens-minute", "x-ratelimit-reset-requests-day"
-
-
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        pytest.param({}, None, id="nothing said"),
-        pytest.param({MINUTE: "11.382867097854614"}, 11.382867097854614, id="float seconds, as on the wire"),
-        pytest.param({MINUTE: "1m2.5s"}, 62.5, id="minutes and seconds"),
-        pytest.param({MINUTE: "1h2m3s4ms"}, 3723.004, id="all four units"),
-        pytest.param({MINUTE: "250ms"}, 0.25, id="milliseconds are no minutes"),
-        pytest.param({MINUTE: "2m"}, 120.0, id="minutes"),
-        pytest.param({MINUTE: "0s"}, 0.0, id="zero"),
-        pytest.param({MINUTE: "s"}, None, id="a unit without a number"),
-        pytest.param({MINUTE: "5s1m"}, None, id="the wrong order"),
-        pytest.param({MINUTE: "1 m"}, None, id="a space within"),
-        pytest.param({MINUTE: "-5"}, None, id="negative"),
-        pytest.param({MINUTE: "nan"}, None, id="nan"),
-        pytest.param({MINUTE: "2026-11-20T12:00:00Z"}, None, id="a date"),
-        pytest.param({"x-ratelimit-reset-requests": "3", MINUTE: "9"}, 3.0, id="the shorter of two, any names"),
-        pytest.param({DAY: "11726.28"}, None, id="the day says nothing while it is not used up"),
-        pytest.param({DAY: "11726.28", "x-ratelimit-remaining-requests-day": "13693"}, None, id="nor with some left"),
-        pytest.param({DAY: "11726.28", "x-ratelimit-remaining-requests-day": "0"}, 11726.28, id="the day is used up"),
-        pytest.param(
-            {DAY: "11726.28", "x-ratelimit-remaining-requests-day": "0", MINUTE: "26.28"},
-            26.28,
-            id="the shortest is the bound: it may have been the minute",
-        ),
-        pytest.param(
-            {
-                "x-ratelimit-limit-requests-day": "14400",
-                "x-ratelimit-limit-tokens-minute": "60000",
-                "x-ratelimit-remaining-requests-day": "13693",
-                "x-ratelimit-remaining-tokens-minute": "60000",
-                DAY: "11726.2840924263",
-                MINUTE: "26.28409242630005",
-            },
-            26.28409242630005,
-            id="the set captured on the wire",
-        ),
-    ],
-)
-def test_reset_headers_are_read_in_every_format(headers: dict[str, str], seconds: float | None) -> None:
-    assert retry.reset_s(headers) == (None if seconds is None else pytest.approx(seconds))
 
 
 @given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
@@ -379,17 +341,41 @@ ERRORS = st.one_of(
 )
 
 
-@given(ERRORS, st.integers(1, 100), st.integers(1, 100), st.floats(0.01, 1e4), st.booleans(), st.randoms())
-def test_whatever_the_server_says_a_wait_is_finite_positive_and_not_above_the_maximum(
-    error: APIError, counted: int, attempts: int, max_wait_s: float, others: bool, rng: random.Random
+@given(
+    ERRORS,
+    st.integers(1, 100),
+    st.integers(1, 100),
+    st.integers(0, 100),
+    st.floats(0.01, 1e4),
+    st.booleans(),
+    st.randoms(),
+)
+def test_whatever_the_server_says_a_wait_is_finite_and_not_above_the_maximum(
+    error: APIError,
+    counted: int,
+    attempts: int,
+    refusals: int,
+    max_wait_s: float,
+    others: bool,
+    rng: random.Random,
 ) -> None:
+    """Who waits alone waits a while; who goes on for ever does so only while others get through, and not for long."""
     decision = retry.decide(
-        error, counted=counted, attempts=attempts, max_wait_s=max_wait_s, others_succeed=others, now=NOW, rng=rng
+        error,
+        counted=counted,
+        refusals=refusals,
+        attempts=attempts,
+        max_wait_s=max_wait_s,
+        others_succeed=others,
+        now=NOW,
+        rng=rng,
     )
     if isinstance(decision, RetryAfter):
-        assert 0 < decision.seconds <= max_wait_s
+        assert 0 <= decision.seconds <= max_wait_s
+        assert decision.seconds > 0 or decision.hold
+        assert decision.counts or (others and refusals < REFUSALS)
         assert counted < attempts or not decision.counts
-        assert decision.hold or decision.counts
+        assert not decision.hold or retry.kind_of(error) == "rate_limited"
     else:
         assert decision.because
 

@@ -12,8 +12,11 @@ from typing import Any, cast
 
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cbatch.answers import AnswerCheck
+from cbatch.catalog import Price, Quota
 from cbatch.client import Client, Endpoint, Reply, read_error
 from cbatch.errors import (
     APIConnectionError,
@@ -21,21 +24,33 @@ from cbatch.errors import (
     APIResponseError,
     APIStatusError,
     APITimeoutError,
+    APIUnreachableError,
+    BudgetReached,
     JobError,
     RunStopped,
 )
 from cbatch.gate import Gate
+from cbatch.health import DISTINCT, GIVE_UP, Health
+from cbatch.hedge import Hedge
 from cbatch.job import Retry
-from cbatch.pace import Pacer
+from cbatch.ledger import Unknown
+from cbatch.pace import Cost, Pacer, Used
+from cbatch.purse import Bill, Purse
 from cbatch.schema import Completion, Failure, Request, TimeInfo, Timeline, Usage
 from cbatch.send import Sender, send
 from cbatch.session import Activity
+from cbatch.sizes import DEADLINE_S, WARM_UP, Sizes
+from cbatch.throttle import Throttle
+from tests.conftest import VirtualLoop
+from tests.unit.test_ledger import Disk, ledger
 
 Virtual = Callable[[Any], Any]
 
 STARTED = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 TOOK_S = 0.1  # the scripted API's time for one answer
 RESERVE = 1_000  # tokens of every request here
+CEILING = 40_960  # what the model writes at most
+PRICE = Price(input_usd=0.25, output_usd=0.69)
 ENDPOINT = Endpoint(base_url="http://api.test/v1", key="csk-secret")
 QUOTA, QUEUE = "request_quota_exceeded", "queue_exceeded"
 
@@ -71,12 +86,24 @@ class ScriptedApi:
     endpoint: Endpoint = ENDPOINT
     bodies: list[bytes] = field(default_factory=list)
     sent: list[float] = field(default_factory=list)  # seconds since the start of the loop
+    deadlines: list[float] = field(default_factory=list)
     asked_for_models: int = 0
+    took_s: float = TOOK_S
+    on_the_wire: int = 0
+    most_on_the_wire: int = 0
 
-    async def complete(self, body: bytes) -> Completion:
+    async def complete(self, body: bytes, deadline_s: float) -> Completion:
         self.bodies.append(body)
         self.sent.append(round(asyncio.get_running_loop().time() - 1_000.0, 6))
-        await asyncio.sleep(TOOK_S)
+        self.deadlines.append(deadline_s)
+        self.on_the_wire += 1
+        self.most_on_the_wire = max(self.most_on_the_wire, self.on_the_wire)
+        try:
+            await asyncio.sleep(min(self.took_s, deadline_s))
+        finally:
+            self.on_the_wire -= 1
+        if self.took_s > deadline_s:
+            raise APITimeoutError(f"no whole answer within {deadline_s:.3g} s")
         step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         if callable(step):
             step = step()
@@ -98,24 +125,84 @@ class NoJitter(random.Random):
         return 0.0
 
 
+class WatchedPacer(Pacer):
+    """Knows every permit that is out; one that is given back twice is an error."""
+
+    def __init__(self, *args: Any, **given: Any) -> None:
+        super().__init__(*args, **given)
+        self.out: list[Cost] = []
+        self.returned: list[tuple[Cost, Used | None | str]] = []
+
+    def take(self, now: float, cost: Cost, rest: tuple[int, float] | None = None) -> None:
+        super().take(now, cost, rest)
+        self.out.append(cost)
+
+    def settle(self, now: float, cost: Cost, used: Used | None) -> None:
+        self.out.remove(cost)
+        self.returned.append((cost, used))
+        super().settle(now, cost, used)
+
+    def give_back(self, now: float, cost: Cost) -> None:
+        self.out.remove(cost)
+        self.returned.append((cost, "nothing"))
+        super().give_back(now, cost)
+
+
+class WatchedPurse(Purse):
+    """Knows every bill that is out, and never lets the budget be crossed, by what it knows."""
+
+    def __init__(self, usd: float | None = None, tokens: int | None = None) -> None:
+        super().__init__(usd, tokens, spent_usd=0.0, spent_tokens=0)
+        self.out: list[Bill] = []
+        self.settled: list[Bill | None] = []
+
+    def _hold(self, most: Bill) -> None:
+        super()._hold(most)
+        self.out.append(most)
+
+    def settle(self, most: Bill, real: Bill | None) -> None:
+        self.out.remove(most)
+        self.settled.append(real)
+        super().settle(most, real)
+
+
 def sender(api: ScriptedApi, *, rpm: int | None = None, tpm: int | None = None, **given: Any) -> Sender:
     loop = asyncio.get_running_loop()
+    auto, hedge = given.pop("auto", False), given.pop("share", None)
     arguments: dict[str, Any] = {
         "model": "gpt-oss-120b",
-        "gate": Gate(Pacer(rpm, tpm, now=loop.time())),
+        "gate": Gate(WatchedPacer(Quota(rpm=rpm, tpm=tpm), now=loop.time())),
+        "sizes": Sizes(auto=auto, ceiling=CEILING, default=16_384),
+        "throttle": Throttle(1, 512),
+        "health": Health(900.0),
+        "purse": WatchedPurse(),
+        "ledger": ledger(Disk()),
         "policy": Retry(),
+        "price": PRICE,
         "now": lambda: STARTED,
         "rng": NoJitter(),
         "activity": Activity(),
         "clock": loop.time,
+        "loop_time": loop.time,
+        "total_s": 180.0,
         **given,
     }
-    return Sender(api=cast(Client, api), **arguments)
+    by = Sender(api=cast(Client, api), **arguments)
+    if hedge:
+        by.hedge = Hedge(by.api, by.gate, by.sizes, by.activity, hedge)
+    return by
 
 
-def request(text: str = "hi") -> Request:
+def request(text: str = "hi", *, limit: int | None = RESERVE - 4) -> Request:
     body = orjson.dumps({"model": "gpt-oss-120b", "messages": [{"role": "user", "content": text}]})
-    return Request(model="gpt-oss-120b", body=body, digest=b"d", prompt_tokens_estimate=4, reserve_tokens=RESERVE)
+    return Request(
+        model="gpt-oss-120b",
+        body=body,
+        digest=b"d",
+        prompt_tokens_estimate=4,
+        reserve_tokens=4 + (limit or 16_384),
+        limit_tokens=limit,
+    )
 
 
 @dataclass
@@ -140,7 +227,14 @@ class Run:
 
 def settled(by: Sender) -> bool:
     """Nothing is on the wire, nobody backs off, no reservation is in flight."""
-    return not by.activity.on_the_wire and by.activity.backing_off == 0 and by.gate._pacer._reserved == 0
+    pacer, purse = by.gate.pacer, by.purse
+    assert isinstance(pacer, WatchedPacer)
+    assert isinstance(purse, WatchedPurse)
+    assert by.activity.on_the_wire == {}
+    assert by.activity.backing_off == 0
+    assert (pacer.out, pacer.in_flight) == ([], 0), "every permit is given back, once"
+    assert (purse.out, purse._holders) == ([], 0), "and every bill is settled, once"
+    return True
 
 
 async def run(api: ScriptedApi, **given: Any) -> Run:
@@ -194,7 +288,7 @@ def test_the_wait_for_the_pacer_ends_with_the_first_send_and_holds_no_backoff(vi
     async def main() -> None:
         api = ScriptedApi([status(500), completion()])
         by = sender(api, rpm=60)
-        await by.gate.enter(RESERVE)  # another prompt was a moment earlier
+        await by.gate.enter(Cost(RESERVE, RESERVE, RESERVE))  # another prompt was a moment earlier
         timeline = Timeline(ready=by.clock())
         await send(request(), by, timeline)
         first = 1 / 0.998
@@ -259,13 +353,13 @@ def test_a_stated_wait_is_slept_to_the_second(virtual: Virtual) -> None:
 def test_a_429_holds_every_prompt_and_is_not_backoff_of_the_one_that_met_it(virtual: Virtual) -> None:
     async def main() -> None:
         api = ScriptedApi([status(429, QUOTA, retry_after="20"), completion()])
-        by = sender(api)
+        by = sender(api, rpm=60_000)
         first, second = Timeline(ready=by.clock()), Timeline(ready=by.clock())
         async with asyncio.TaskGroup() as group:
             group.create_task(send(request(), by, first))
             await asyncio.sleep(1)
             group.create_task(send(request(), by, second))
-        assert api.sent == [0.0, 20.1, 20.1]
+        assert api.sent == pytest.approx([0.0, 20.1, 20.1], abs=0.01)
         assert (first.attempts, first.backoff_s, second.attempts) == (2, 0.0, 1)
         assert by.activity.rate_limited == 1
         assert settled(by)
@@ -376,35 +470,52 @@ def test_a_full_queue_delays_only_its_own_prompt(virtual: Virtual) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "used"),
+    ("first", "used", "bill"),
     [
-        pytest.param(completion(used=123), 123, id="an answer: what the server counted"),
-        pytest.param(completion(used=None), None, id="an answer without usage: unknown"),
-        pytest.param(status(500), 0, id="a refusal: nothing"),
-        pytest.param(status(429, QUEUE), 0, id="a 429: nothing"),
-        pytest.param(APITimeoutError("t"), None, id="a timeout: unknown"),
-        pytest.param(APIConnectionError("c"), None, id="a lost connection: unknown"),
-        pytest.param(APIResponseError("cut", code="truncated", truncated=True), None, id="a cut answer: unknown"),
-        pytest.param(RuntimeError("a bug"), None, id="a bug: unknown"),
+        pytest.param(completion(used=123), Used(123, 123), 123, id="an answer: what the server counted"),
+        pytest.param(completion(used=None), Used(10, 10), 10, id="an answer with two of three counts: their sum"),
+        pytest.param(status(500), Used(0, 0), 0, id="a 500: a request, and no tokens"),
+        pytest.param(status(400), Used(0, 0), 0, id="a 400: a request, and no tokens"),
+        pytest.param(status(429, QUEUE), "nothing", 0, id="a full queue: not even a request"),
+        pytest.param(status(429, QUOTA), "nothing", 0, id="a quota: not even a request"),
+        pytest.param(APITimeoutError("t"), None, None, id="a timeout: unknown"),
+        pytest.param(APIConnectionError("c"), None, None, id="a lost connection: unknown"),
+        pytest.param(APIUnreachableError("c"), "nothing", 0, id="no connection: never sent"),
+        pytest.param(APIResponseError("cut", code="truncated", truncated=True), None, None, id="a cut answer: unknown"),
+        pytest.param(RuntimeError("a bug"), None, None, id="a bug: unknown"),
     ],
 )
 def test_each_attempt_is_settled_once_with_what_is_known_of_its_use(
-    virtual: Virtual, first: Step, used: int | None
+    virtual: Virtual, first: Step, used: Used | None | str, bill: int | None
 ) -> None:
+    """Of the account's quota, and of the budget, where unknown is the most it can have cost."""
+
     async def main() -> None:
-        settlements: list[tuple[int, int | None]] = []
-
-        class Watched(Gate):
-            def leave(self, reserve_tokens: int, charged: int, used: int | None, *, serve: bool = True) -> None:
-                settlements.append((reserve_tokens, used))
-                super().leave(reserve_tokens, charged, used, serve=serve)
-
-        loop = asyncio.get_running_loop()
-        by = sender(ScriptedApi([first, completion(used=5)]), gate=Watched(Pacer(None, 60_000, now=loop.time())))
+        by = sender(ScriptedApi([first, completion(used=5)]), tpm=60_000, purse=WatchedPurse(usd=10.0))
         with suppress(RuntimeError):
             await send(request(), by, Timeline(ready=0.0))
-        assert settlements[0] == (RESERVE, used)
-        assert len(settlements) == len(cast(ScriptedApi, by.api).sent)
+        pacer, purse = by.gate.pacer, by.purse
+        assert isinstance(pacer, WatchedPacer)
+        assert isinstance(purse, WatchedPurse)
+        assert pacer.returned[0][1] == used
+        assert len(pacer.returned) == len(purse.settled) == len(cast(ScriptedApi, by.api).sent)
+        real = purse.settled[0]
+        assert (None if real is None else real.tokens) == bill
+        assert settled(by)
+
+    virtual(main())
+
+
+def test_an_answer_without_usage_keeps_its_reservation_and_costs_its_worst(virtual: Virtual) -> None:
+    async def main() -> None:
+        silent = completion()
+        silent.usage = Usage()
+        by = sender(ScriptedApi([silent]), tpm=60_000, purse=WatchedPurse(tokens=10_000))
+        outcome, _ = await send(request(), by, Timeline(ready=0.0))
+        assert outcome is silent
+        assert isinstance(by.gate.pacer, WatchedPacer)
+        assert by.gate.pacer.returned[0][1] is None
+        assert by.purse.spent_tokens == RESERVE
         assert settled(by)
 
     virtual(main())
@@ -415,7 +526,7 @@ def test_a_request_that_can_never_fit_fails_unsent_with_the_numbers_and_what_to_
     assert (done.failure.kind, done.failure.code, done.failure.http_status) == ("rate_limited", "never_fits", None)
     assert done.failure.message == (
         "reserves 1,000 tokens at once, and the limit is 999 a minute; "
-        "lower params.max_completion_tokens, shorten the prompt, or raise limits.tpm"
+        "lower params.max_completion_tokens, shorten the prompt, or raise the limit"
     )
     assert (done.api.sent, done.timeline.attempts, done.timeline.first_sent) == ([], 0, None)
     assert done.activity.sent == 0
@@ -551,8 +662,9 @@ def test_a_cancelled_prompt_leaves_nothing_behind(
         timeline = Timeline(ready=by.clock())
         task = asyncio.get_running_loop().create_task(send(request(), by, timeline))
         await asyncio.sleep(at)
-        await asyncio.sleep(0)
-        assert by.activity.on_the_wire == ({task} if on_the_wire else set())
+        for _ in range(10):  # turns in which no time passes
+            await asyncio.sleep(0)
+        assert set(by.activity.on_the_wire) == ({task} if on_the_wire else set())
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled()
@@ -571,13 +683,14 @@ def test_a_prompt_cancelled_while_it_waits_for_the_pacer_was_never_sent(virtual:
     async def main() -> None:
         api = ScriptedApi([completion()])
         by = sender(api, rpm=1)
-        await by.gate.enter(RESERVE)
+        await by.gate.enter(Cost(RESERVE, RESERVE, RESERVE))
         timeline = Timeline(ready=by.clock())
         task = asyncio.get_running_loop().create_task(send(request(), by, timeline))
         await asyncio.sleep(5)
         task.cancel()
         await asyncio.wait([task])
         assert (task.cancelled(), api.sent, timeline.attempts, timeline.first_sent) == (True, [], 0, None)
+        by.gate.leave(Cost(RESERVE, RESERVE, RESERVE), None)  # of the one before
         assert settled(by)
 
     virtual(main())
@@ -685,7 +798,7 @@ def test_five_hundred_prompts_through_refusals_losses_and_cancellations_leave_no
         rng = random.Random(11)
 
         class Weather(ScriptedApi):
-            async def complete(self, body: bytes) -> Completion:
+            async def complete(self, body: bytes, deadline_s: float) -> Completion:
                 self.sent.append(0.0)
                 await asyncio.sleep(rng.choice([0, 0.01, 2.0]))
                 match rng.randrange(8):
@@ -719,3 +832,484 @@ def test_five_hundred_prompts_through_refusals_losses_and_cancellations_leave_no
         assert settled(by)
 
     virtual(main())
+
+
+# -- max_completion_tokens: auto --------------------------------------------------------------
+
+
+def limit_of(body: bytes) -> int | None:
+    found = orjson.loads(body).get("max_completion_tokens")
+    assert found is None or isinstance(found, int)
+    return found
+
+
+@dataclass
+class Writer(ScriptedApi):
+    """Answers of `lengths` tokens, in turn, cut at max_completion_tokens as a server does."""
+
+    lengths: list[int] = field(default_factory=lambda: [100])
+    asked: dict[str, int] = field(default_factory=dict)
+
+    async def complete(self, body: bytes, deadline_s: float) -> Completion:
+        self.script = [completion()]
+        answer = await super().complete(body, deadline_s)
+        prompt = orjson.loads(body)["messages"][0]["content"]
+        number = self.asked.setdefault(prompt, len(self.asked))
+        wanted, limit = self.lengths[number % len(self.lengths)], limit_of(body) or 16_384
+        tokens = min(wanted, limit)
+        finish = "length" if wanted > limit else "stop"
+        return answered(tokens, finish=finish)
+
+
+def answered(tokens: int, *, finish: str = "stop") -> Completion:
+    answer = completion(finish=finish)
+    answer.usage = Usage(prompt_tokens=4, completion_tokens=tokens, total_tokens=tokens + 4)
+    return answer
+
+
+async def auto_run(by: Sender, prompts: int) -> list[tuple[Completion | Failure, list[Completion]]]:
+    return [await send(request(str(n), limit=None), by, Timeline(ready=0.0)) for n in range(prompts)]
+
+
+def test_auto_begins_with_the_servers_default_and_ends_with_the_right_size(virtual: Virtual) -> None:
+    async def main() -> None:
+        api = Writer([], lengths=[40, 90, 120])
+        by = sender(api, auto=True)
+        await auto_run(by, 60)
+        limits = [limit_of(body) for body in api.bodies]
+        assert limits[:WARM_UP] == [16_384] * WARM_UP
+        assert all(limit is not None and 120 <= limit <= 256 for limit in limits[WARM_UP:])
+        assert len(api.bodies) == 60, "nobody was cut"
+        assert settled(by)
+
+    virtual(main())
+
+
+def test_only_what_our_own_limit_cut_is_run_again_and_both_are_paid(virtual: Virtual) -> None:
+    """A long answer after many short ones: 192, 768, 3,072 tokens, and the row is whole."""
+
+    async def main() -> None:
+        api = Writer([], lengths=[*[100] * 40, 3_000])
+        by = sender(api, auto=True, purse=WatchedPurse(tokens=10**7))
+        ends = await auto_run(by, 41)
+        outcome, paid = ends[-1]
+        assert isinstance(outcome, Completion)
+        assert (outcome.finish_reason, outcome.usage.completion_tokens) == ("stop", 3_000)
+        limits = [limit_of(body) for body in api.bodies[40:]]
+        assert limits == [192, 768, 3_072]
+        assert [answer.usage.completion_tokens for answer in paid] == [192, 768, 3_000]
+        assert all(len(paid) == 1 for _, paid in ends[:-1])
+        everything = sum(answer.usage.total_tokens or 0 for _, paid in ends for answer in paid)
+        assert by.purse.spent_tokens == everything, "the purse knows of every one of them"
+        assert (by.sizes.gain.cut, by.sizes.gain.cut_tokens) == (2, 960)
+        assert settled(by)
+
+    virtual(main())
+
+
+def test_a_rerun_is_not_an_attempt_of_the_prompt(virtual: Virtual) -> None:
+    async def main() -> None:
+        api = Writer([], lengths=[*[100] * 40, 30_000])
+        by = sender(api, auto=True, policy=Retry(attempts=1))
+        outcome, paid = (await auto_run(by, 41))[-1]
+        assert isinstance(outcome, Completion)
+        assert outcome.usage.completion_tokens == 30_000
+        assert len(paid) <= 6
+
+    virtual(main())
+
+
+def test_nobody_asks_for_more_than_the_model_writes_and_such_an_answer_is_kept_cut(virtual: Virtual) -> None:
+    async def main() -> None:
+        api = Writer([], lengths=[*[1] * 40, 10**6])
+        by = sender(api, auto=True)
+        outcome, paid = (await auto_run(by, 41))[-1]
+        limits = [limit_of(body) or 0 for body in api.bodies]
+        assert max(limits) == limits[-1] == CEILING
+        assert isinstance(outcome, Completion)
+        assert outcome.finish_reason == "length"
+        assert len(paid) <= 7
+
+    virtual(main())
+
+
+def test_a_row_with_its_own_limit_is_left_alone(virtual: Virtual) -> None:
+    """Its body is sent as it is, and an answer that its own limit cuts is an answer."""
+
+    async def main() -> None:
+        cut = answered(50, finish="length")
+        by = sender(ScriptedApi([cut]), auto=True)
+        mine = request(limit=50)
+        outcome, paid = await send(mine, by, Timeline(ready=0.0))
+        assert (outcome, paid) == (cut, [cut])
+        assert cast(ScriptedApi, by.api).bodies == [mine.body]
+
+    virtual(main())
+
+
+def test_the_request_keeps_its_digest_and_its_body_whatever_limit_was_chosen(virtual: Virtual) -> None:
+    async def main() -> None:
+        by = sender(Writer([]), auto=True)
+        asked = request(limit=None)
+        digest, body = asked.digest, asked.body
+        for _ in range(WARM_UP + 2):
+            await send(asked, by, Timeline(ready=0.0))
+        assert (asked.digest, asked.body) == (digest, body)
+        sent = orjson.loads(cast(ScriptedApi, by.api).bodies[-1])
+        assert sent.pop("max_completion_tokens") < 1_000
+        assert sent == orjson.loads(body)
+
+    virtual(main())
+
+
+def test_a_small_token_limit_makes_the_limit_small_and_not_the_prompt_fail(virtual: Virtual) -> None:
+    """16,384 tokens never fit 2,000 a minute: the most that fits is asked for, from the first request."""
+
+    async def main() -> None:
+        api = Writer([], lengths=[100])
+        by = sender(api, auto=True, tpm=2_000)
+        ends = await auto_run(by, 5)
+        assert all(isinstance(outcome, Completion) for outcome, _ in ends)
+        assert 1_900 < (limit_of(api.bodies[0]) or 0) <= 1_996
+        assert settled(by)
+
+    virtual(main())
+
+
+def test_an_answer_that_no_window_has_room_for_is_not_asked_for_again_and_again(virtual: Virtual) -> None:
+    """Cut at the most that the account allows at once: it is kept as it is, and paid once."""
+
+    async def main() -> None:
+        api = Writer([], lengths=[50_000])
+        by = sender(api, auto=True, tpm=2_000)
+        async with asyncio.timeout(3_600):
+            outcome, paid = (await auto_run(by, 1))[0]
+        assert isinstance(outcome, Completion)
+        assert (outcome.finish_reason, len(paid)) == ("length", 1)
+        assert settled(by)
+
+    virtual(main())
+
+
+def test_one_long_prompt_does_not_take_the_room_of_all_others(virtual: Virtual) -> None:
+    """Beside a prompt of 19,990 tokens ten fit a limit of 20,000; the next prompt is short again."""
+
+    async def main() -> None:
+        api = Writer([], lengths=[5, 100])
+        by = sender(api, auto=True, tpm=20_000)
+        long = request("long", limit=None)
+        long.prompt_tokens_estimate, long.reserve_tokens = 19_990, 19_990 + 16_384
+        await send(long, by, Timeline(ready=0.0))
+        assert limit_of(api.bodies[0]) == 10
+        _, paid = await send(request("short", limit=None), by, Timeline(ready=0.0))
+        assert len(paid) == 1
+
+    virtual(main())
+
+
+def test_a_prompt_alone_larger_than_the_window_fails_unsent_with_auto_too(virtual: Virtual) -> None:
+    async def main() -> None:
+        by = sender(Writer([]), auto=True, tpm=3, purse=WatchedPurse(tokens=10**6))
+        outcome, _ = await send(request(limit=None), by, Timeline(ready=0.0))
+        assert isinstance(outcome, Failure)
+        assert outcome.code == "never_fits"
+        assert settled(by)
+
+    virtual(main())
+
+
+# -- deadlines ----------------------------------------------------------------------------------
+
+
+def warm(by: Sender, took_s: float = 0.1, count: int = 100) -> None:
+    for _ in range(count):
+        by.sizes.learn(request(), answered(100), took_s, cut=False)
+    by.health.answered(0.0)
+
+
+def test_a_deadline_is_learned_and_never_longer_than_the_jobs_and_doubles(virtual: Virtual) -> None:
+    """0.1 s for 100 tokens, so 1,000 take a second: 10 s and 5 times that, then twice as long every time."""
+
+    async def main() -> None:
+        api = ScriptedApi([completion()], took_s=1_000.0)
+        by = sender(api, policy=Retry(attempts=6))
+        warm(by)
+        outcome, _ = await send(request(), by, Timeline(ready=0.0))
+        assert isinstance(outcome, Failure)
+        assert outcome.kind == "timeout"
+        first = DEADLINE_S + 5 * 0.996
+        assert api.deadlines == pytest.approx([first, 2 * first, 4 * first, 8 * first, 180.0, 180.0])
+        assert settled(by)
+
+    virtual(main())
+
+
+def test_before_anything_is_learned_a_deadline_is_the_jobs(virtual: Virtual) -> None:
+    assert go(virtual, completion()).api.deadlines == [180.0]
+
+
+def test_a_server_that_becomes_slow_does_not_fail_a_row_nor_stop_the_run(virtual: Virtual) -> None:
+    """0.1 s an answer, and 150 s from one moment on: beyond every learned deadline, within timeouts.total_s."""
+
+    async def main() -> None:
+        api = ScriptedApi([completion()], took_s=150.0)
+        by = sender(api)
+        warm(by)
+        outcomes: list[Completion | Failure] = []
+
+        async def worker(number: int) -> None:
+            for n in range(3):
+                outcome, _ = await send(request(f"{number} {n}"), by, Timeline(ready=0.0))
+                outcomes.append(outcome)
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(20):
+                group.create_task(worker(number))
+        assert len(outcomes) == 60
+        assert all(isinstance(outcome, Completion) for outcome in outcomes)
+        assert settled(by)
+
+    virtual(main())
+
+
+# -- outages ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [APIUnreachableError("refused"), APIConnectionError("reset"), status(503)])
+def test_an_outage_pauses_the_run_and_costs_nobody_an_attempt(virtual: Virtual, error: APIError) -> None:
+    """Ten minutes without an answer, 40 in flight: one request at a time tries, then every row has its answer."""
+
+    async def main() -> None:
+        back_at = 1_000.0 + 600
+
+        class Away(ScriptedApi):
+            async def complete(self, body: bytes, deadline_s: float) -> Completion:
+                gone = asyncio.get_running_loop().time() < back_at
+                self.script = [error if gone else completion()]
+                return await super().complete(body, deadline_s)
+
+        notes: list[str] = []
+        api = Away([])
+        by = sender(api, policy=Retry(attempts=3), notify=notes.append)
+        by.health.answered(1_000.0)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(send(request(str(n)), by, Timeline(ready=0.0))) for n in range(40)]
+        assert all(isinstance(task.result()[0], Completion) for task in tasks)
+        tries = [at for at in api.sent if 5 < at < 599]
+        assert 15 <= len(tries) <= 40, "one at a time, every 30 s in the end"
+        assert min(b - a for a, b in zip(tries[1:], tries[2:], strict=False)) >= 2
+        assert len(notes) == 2
+        assert "does not answer" in notes[0]
+        assert "answers again after 6" in notes[1]
+        assert (by.health.outages, by.health.is_down) == (1, False)
+        assert settled(by)
+
+    virtual(main())
+
+
+def test_an_outage_that_outlasts_the_patience_stops_the_run(virtual: Virtual) -> None:
+    async def main() -> None:
+        by = sender(ScriptedApi([status(503)]), health=Health(300.0))
+        by.health.answered(1_000.0)
+        tasks = [asyncio.ensure_future(send(request(str(n)), by, Timeline(ready=0.0))) for n in range(40)]
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        assert 300 <= asyncio.get_running_loop().time() - 1_000 <= 340
+        error = done.pop().exception()
+        assert isinstance(error, RunStopped)
+        assert (error.exit_code, "retry.max_outage_s" in str(error.hint)) == (1, True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert settled(by)
+
+    virtual(main())
+
+
+def test_two_poison_rows_at_the_end_of_a_run_fail_and_pause_nothing(virtual: Virtual) -> None:
+    async def main() -> None:
+        by = sender(ScriptedApi([status(500)]))
+        by.health.answered(1_000.0)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(send(request(str(n)), by, Timeline(ready=0.0))) for n in range(2)]
+        assert all(isinstance(task.result()[0], Failure) for task in tasks)
+        assert by.health.outages == 0
+        assert asyncio.get_running_loop().time() - 1_000 < 20
+        assert DISTINCT > 2
+        assert settled(by)
+
+    virtual(main())
+
+
+def test_an_endpoint_that_was_never_there_stops_the_run_after_the_attempts_of_one_prompt(virtual: Virtual) -> None:
+    async def main() -> None:
+        by = sender(ScriptedApi([APIUnreachableError("refused")]))
+        with pytest.raises(RunStopped, match="nothing was answered so far: refused"):
+            await send(request(), by, Timeline(ready=0.0))
+        assert len(cast(ScriptedApi, by.api).sent) == 6
+        assert settled(by)
+
+    virtual(main())
+
+
+def test_an_endpoint_that_only_fails_stops_the_run_after_a_hundred_prompts(virtual: Virtual) -> None:
+    async def main() -> None:
+        by = sender(ScriptedApi([status(500)]), policy=Retry(attempts=1))
+        for _ in range(GIVE_UP - 1):
+            outcome, _ = await send(request(), by, Timeline(ready=0.0))
+            assert isinstance(outcome, Failure)
+        with pytest.raises(RunStopped):
+            await send(request(), by, Timeline(ready=0.0))
+        assert settled(by)
+
+    virtual(main())
+
+
+# -- the budget -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("workers", "hedge"), [(1, None), (100, None), (100, 0.5)])
+@pytest.mark.parametrize("weather", ["worst", "short", "silent", "stormy"])
+def test_a_budget_is_never_crossed_by_a_hundred_workers(
+    virtual: Virtual, workers: int, hedge: float | None, weather: str
+) -> None:
+    """Every answer as long as it may be, or short, or without usage, or lost: the run stops before the budget."""
+
+    async def main() -> None:
+        rng = random.Random(workers)
+        budget, truly = 50_000, 0
+
+        class Weather(ScriptedApi):
+            async def complete(self, body: bytes, deadline_s: float) -> Completion:
+                nonlocal truly
+                worst = answered(RESERVE - 4)
+                answer = {"worst": worst, "short": answered(20), "silent": completion(), "stormy": worst}[weather]
+                cost = answer.usage.total_tokens or 0
+                if weather == "silent":
+                    answer.usage, cost = Usage(), RESERVE
+                truly += cost  # paid, whoever waits for it
+                await asyncio.sleep(rng.choice([0.05, 0.1, 3.0]))
+                if weather == "stormy" and rng.random() < 0.5:
+                    raise rng.choice([APIConnectionError("c"), APITimeoutError("t")])
+                return answer
+
+        by = sender(Weather([]), purse=WatchedPurse(tokens=budget), share=hedge)
+        warm(by)
+        stopped: list[BudgetReached] = []
+
+        async def worker() -> None:
+            for _ in range(60):
+                try:
+                    await send(request(), by, Timeline(ready=0.0))
+                except BudgetReached as exc:
+                    stopped.append(exc)
+                    return
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(workers):
+                group.create_task(worker())
+        assert truly <= budget
+        assert by.purse.spent_tokens <= budget
+        if stopped:
+            assert {exc.exit_code for exc in stopped} == {4}
+            assert by.purse.spent_tokens + RESERVE > budget, "nothing in flight could have made room"
+        assert settled(by)
+
+    virtual(main())
+
+
+def test_who_waits_for_money_is_not_on_the_wire_and_can_be_cancelled(virtual: Virtual) -> None:
+    async def main() -> None:
+        api = ScriptedApi([completion()], took_s=50.0)
+        by = sender(api, purse=WatchedPurse(tokens=1_500))
+        tasks = [asyncio.ensure_future(send(request(str(n)), by, Timeline(ready=0.0))) for n in range(3)]
+        await asyncio.sleep(1)
+        assert len(by.activity.on_the_wire) == 1
+        tasks[1].cancel()
+        await asyncio.wait(tasks)
+        assert [task.cancelled() for task in tasks] == [False, True, False]
+        assert len(api.sent) == 2
+        assert settled(by)
+
+    virtual(main())
+
+
+def test_cancelled_at_any_moment_every_permit_and_every_bill_is_given_back_once(virtual: Virtual) -> None:
+    """A sweep over time and turns, through a slow ledger, a full purse, the gate, the wire and the backoff."""
+
+    async def main() -> None:
+        for at in (0.0, 0.01, 0.05, 0.06, 0.1, 0.15, 0.5, 0.65, 0.7, 1.2, 2.5):
+            for turns in range(0, 12, 2):
+                api = ScriptedApi([status(500), completion(BAD), APITimeoutError("t"), completion(GOOD)])
+                given: dict[str, Any] = {"purse": WatchedPurse(tokens=2_500), "ledger": ledger(Disk(0.05))}
+                by = sender(api, rpm=300, tpm=60_000, check=CITY, **given)
+                tasks = [asyncio.ensure_future(send(request(str(n)), by, Timeline(ready=0.0))) for n in range(4)]
+                await asyncio.sleep(at)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+                assert settled(by)
+                assert len(by.gate) == 0
+
+    virtual(main())
+
+
+def test_a_dearer_prompt_waits_until_the_ledger_covers_it(virtual: Virtual) -> None:
+    async def main() -> None:
+        disk = Disk(3.0)
+        by = sender(ScriptedApi([completion()]), ledger=ledger(disk))
+        async with asyncio.TaskGroup() as group:
+            for n in range(5):
+                group.create_task(send(request(str(n)), by, Timeline(ready=0.0)))
+        assert min(cast(ScriptedApi, by.api).sent) >= 3.0
+        assert by.ledger.row_usd >= PRICE.cost_usd(0, RESERVE)
+
+    virtual(main())
+
+
+@given(
+    budget=st.integers(0, 20_000),
+    workers=st.sampled_from([1, 7, 100]),
+    ends=st.lists(st.sampled_from(["long", "short", "silent", "500", "lost", "bad", "429"]), min_size=1, max_size=60),
+)
+@settings(max_examples=40)
+def test_whatever_answers_come_a_budget_holds(budget: int, workers: int, ends: list[str]) -> None:
+    async def main() -> None:
+        truly = 0
+        answers = iter(ends)
+
+        class Any_(ScriptedApi):
+            async def complete(self, body: bytes, deadline_s: float) -> Completion:
+                nonlocal truly
+                end = next(answers, "short")
+                answer = {"long": answered(RESERVE - 4), "silent": answered(RESERVE - 4)}.get(end, answered(3))
+                if end not in ("500", "429"):
+                    truly += RESERVE if end == "lost" else answer.usage.total_tokens or 0
+                await asyncio.sleep(len(end) / 10)
+                match end:
+                    case "500" | "429":
+                        raise status(int(end), QUEUE if end == "429" else None)
+                    case "lost":
+                        raise APIConnectionError("c")
+                    case "silent":
+                        answer.usage = Usage()
+                answer.text = BAD if end == "bad" else GOOD
+                return answer
+
+        by = sender(Any_([]), purse=WatchedPurse(tokens=max(budget, 1)), check=CITY)
+        by.health.answered(0.0)
+
+        async def worker(number: int) -> None:
+            with suppress(BudgetReached):
+                for _ in range(max(60 // workers, 1)):
+                    await send(request(), by, Timeline(ready=0.0))
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(workers):
+                group.create_task(worker(number))
+        assert truly <= by.purse.spent_tokens <= max(budget, 1)
+        assert settled(by)
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())

@@ -46,7 +46,7 @@ def command(
     Reads and renders everything, sends nothing, needs no key.
     """
     job = jobfile.load(job_file, overrides)
-    folder = RunDir(output_folder(job, output))
+    folder = RunDir.at(output_folder(job, output))
     journal = Journal(folder.journal) if folder.journal.exists() else None
     try:
         found = plan(job, limit, journal)

@@ -20,6 +20,9 @@ from cbatch.session import Progress
 
 TERMINAL_S = 0.2
 LOG_S = 30.0
+LATE_S = 3.0  # answers take 0.1 to 2 s
+NEAR_THE_END = 16  # prompts left, from which on single ones are named
+NAMED = 3
 WINDOW_S = 10.0  # over which the rates are taken
 
 
@@ -51,7 +54,7 @@ async def _on_terminal(run: Run, *, simulated: bool) -> None:
         while True:
             bar.total, bar.n = progress.total, progress.done + progress.failed
             width = shutil.get_terminal_size().columns - len(bar.desc) - 27
-            bar.unit = _fit(_state(progress, rates), width)  # tqdm puts a comma before its postfix
+            bar.unit = _fit(_state(run, rates), width)  # tqdm puts a comma before its postfix
             bar.refresh()
             await asyncio.sleep(TERMINAL_S)
 
@@ -61,7 +64,7 @@ async def _in_log(run: Run) -> None:
     rates = _Rates(progress)
     while True:
         await asyncio.sleep(LOG_S)
-        click.echo(f"{run.job.name}: {', '.join(_state(progress, rates))}", err=True)
+        click.echo(f"{run.job.name}: {', '.join(_state(run, rates))}", err=True)
 
 
 def _fit(parts: list[str], width: int) -> str:
@@ -75,7 +78,8 @@ def _fit(parts: list[str], width: int) -> str:
     return text
 
 
-def _state(progress: Progress, rates: _Rates) -> list[str]:
+def _state(run: Run, rates: _Rates) -> list[str]:
+    progress = run.progress
     if not progress.total:
         return ["reading the input"]
     requests_per_s, tokens_per_s, eta_s = rates.now()
@@ -91,8 +95,29 @@ def _state(progress: Progress, rates: _Rates) -> list[str]:
     if progress.activity.backing_off:
         parts.append(f"{progress.activity.backing_off} in retry")
     if waiting := progress.waiting_for():
-        parts.append(f"waiting for {waiting}")
+        why, seconds = waiting
+        parts.append(f"waiting for {why}" + (f" ({duration(seconds)})" if seconds >= 5 else ""))
+    if late := _stragglers(run):
+        parts.append(f"late: {late}")
     return parts
+
+
+def _stragglers(run: Run) -> str:
+    """Who has been on the wire for much longer than is usual, near the end: the oldest first."""
+    progress = run.progress
+    flying = progress.activity.on_the_wire
+    if not flying or progress.total - progress.done - progress.failed > max(NEAR_THE_END, len(flying)):
+        return ""
+    now = run.clock()
+    late = [(now - one.sent, one.prompt_id) for one in flying.values() if now - one.sent > LATE_S]
+    late.sort(reverse=True)
+    return " ".join(f"{_short(name)} {duration(seconds)}" for seconds, name in late[:NAMED]) + (
+        f" and {len(late) - NAMED} more" if len(late) > NAMED else ""
+    )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 16 else name[:15] + "…"
 
 
 class _Rates:

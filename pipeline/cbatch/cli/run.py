@@ -16,7 +16,7 @@ import click
 from tqdm import tqdm
 
 from cbatch import jobfile
-from cbatch.cli import say
+from cbatch.cli import environment, say
 from cbatch.cli.progress import watch
 from cbatch.cli.shared import Connection, connection_options, json_option, print_json, run_async
 from cbatch.cli.words import count, duration, money, plural, rate
@@ -40,6 +40,12 @@ from cbatch.session import Options, Summary
     help="The run directory, instead of the job's.",
 )
 @click.option(
+    "--state-dir",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="A local folder for the journal, where the run directory is on a network file system.",
+)
+@click.option(
     "--set", "overrides", metavar="KEY.PATH=VALUE", multiple=True, help="Override a job.yaml key; repeatable."
 )
 @click.option("--retry-failed", is_flag=True, help="Send failed prompts again.")
@@ -49,6 +55,11 @@ from cbatch.session import Options, Summary
     help="Answered prompts whose request was edited: send again, or keep their answers.",
 )
 @click.option("--fresh", is_flag=True, help="Start over: delete this run's results first.")
+@click.option(
+    "--limit-share",
+    metavar="SHARE",
+    help="Use this part of the account's limits, such as 0.5: other machines use the rest.",
+)
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", hidden=True)
 def command(
     job_file: Path,
@@ -59,10 +70,12 @@ def command(
     quiet: bool,
     limit: int | None,
     output: Path | None,
+    state_dir: Path | None,
     overrides: tuple[str, ...],
     retry_failed: bool,
     changed: Any,
     fresh: bool,
+    limit_share: str | None,
     engine: str,
 ) -> int:
     """Run a job; the same line again resumes it, and sends nothing when it is finished.
@@ -72,6 +85,8 @@ def command(
     """
     if engine == "ray":
         raise JobError("--engine ray: running on Ray comes in a later release of cbatch")
+    if limit_share is not None:
+        overrides = (*overrides, f"limits.share={limit_share}")
     job = jobfile.load(job_file, overrides)
     folder = output_folder(job, output)
     connection = Connection(
@@ -85,14 +100,15 @@ def command(
     )
     run = Run(
         job,
-        RunDir(folder),
+        RunDir.at(folder, state_dir),
         connect=connection.open,
         endpoint=connection.label,
         simulated=connection.simulated,
+        accounts=None if connection.simulated else environment.state_folder(),
         options=Options(limit=limit, retry_failed=retry_failed, changed=changed, fresh=fresh),
         warn=lambda message: tqdm.write(f"note: {message}", file=sys.stderr),  # above the bar, where there is one
     )
-    allow_many_connections(job.limits.concurrency)
+    allow_many_connections(job.limits.in_flight[1])
     summary = run_async(_execute(run, quiet=quiet, simulated=connection.simulated))
     if as_json:
         print_json(asdict(summary))

@@ -25,6 +25,7 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 _SOURCE = str(Path(__file__).resolve().parents[2])  # a clone runs uninstalled
+LOCAL = "a local server"
 SIM_START_S = 30.0  # a cold start of a second Python on a busy machine
 
 
@@ -76,18 +77,18 @@ class Connection:
     def label(self) -> str:
         """What a run directory remembers: answers of this machine's servers and of others never mix."""
         if self._base_url is None or environment.is_local(self._base_url):
-            return "a local server"
+            return LOCAL
         return self._base_url
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Client]:
-        """A connected client. Raises KeyProblem if the endpoint needs a key and none is found."""
+    async def open(self, *, keyless: bool = False) -> AsyncIterator[Client]:
+        """A connected client; `keyless` sends no key. Raises KeyProblem if one is needed and none is found."""
         if self._base_url is None:
             async with simulator(self._tier) as url, connect(self._endpoint(url, "simulated")) as api:
                 yield api
             return
-        key = environment.find_key(self._key_file, self._folder)
-        if key is None and not environment.is_local(self._base_url):
+        key = None if keyless else environment.find_key(self._key_file, self._folder)
+        if key is None and not keyless and not environment.is_local(self._base_url):
             raise environment.missing_key()
         async with connect(self._endpoint(self._base_url, key)) as api:
             yield api
@@ -109,12 +110,14 @@ async def simulator(tier: str) -> AsyncIterator[str]:
 
     It ends when its stdin closes: however this process dies, no simulator is left behind.
     """
+    # The key is not for it: what a process does not have, it cannot show.
+    env = {name: value for name, value in os.environ.items() if name != environment.KEY_NAME}
     path = os.pathsep.join(p for p in (_SOURCE, os.environ.get("PYTHONPATH")) if p)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "cbatch", "sim", "--port", "0", "--tier", tier, "--until-stdin-closes",
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**env, "PYTHONPATH": path},
         start_new_session=True,  # Ctrl-C is for the run, which drains; the simulator must outlive that
     )  # fmt: skip
     assert process.stdin is not None
@@ -189,7 +192,7 @@ def print_json(value: object) -> None:
 
 def open_run(path: Path) -> RunDir:
     """The run directory at `path`. Raises JournalError if no run has been there."""
-    folder = RunDir(path)
+    folder = RunDir.at(path)
     if not folder.is_run():
         runs = sorted(child.name for child in path.glob("*") if RunDir(child).is_run()) if path.is_dir() else []
         known = f"runs in it: {', '.join(runs[:10])}" if runs else "name the folder that holds run.json"

@@ -1,0 +1,93 @@
+"""Ask again where an answer is later than nearly all others, inside a cost cap; the first answer wins.
+
+The last 1 % of a run otherwise waits for a dead socket or a slow machine at its full length. Off
+unless `retry.hedge` says which share of the tokens may be spent on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from cbatch.client import Client
+from cbatch.gate import Gate
+from cbatch.pace import Cost
+from cbatch.purse import Bill, Purse
+from cbatch.schema import Completion
+from cbatch.session import Activity
+from cbatch.sizes import Sizes
+
+QUANTILE = 0.99  # of the answers are there before anything is asked a second time
+
+
+class Hedge:
+    """Sends requests of one model, late ones twice. `share` is of the tokens that all answers used."""
+
+    def __init__(self, api: Client, gate: Gate, sizes: Sizes, activity: Activity, share: float) -> None:
+        self._api, self._gate, self._sizes, self._activity = api, gate, sizes, activity
+        self._share = share
+        self._spent_tokens = self._used_tokens = 0.0
+
+    async def complete(self, body: bytes, deadline_s: float, cost: Cost, purse: Purse, bill: Bill | None) -> Completion:
+        """The first answer of one or two identical requests. Raises APIError when both failed.
+
+        `cost` and `bill` are what one of them may cost; the first has them already. Who loses may have
+        been paid for, so its bill is its worst.
+        """
+        late_s = self._sizes.slow_after_s(QUANTILE)
+        if late_s is None or late_s >= deadline_s:
+            return self._book(await self._api.complete(body, deadline_s), cost)
+        first = asyncio.ensure_future(self._api.complete(body, deadline_s))
+        tasks = [first]
+        try:
+            await asyncio.wait({first}, timeout=late_s)
+            if not first.done() and self._affords(cost) and self._enter(cost, purse, bill):
+                self._spent_tokens += cost.total
+                self._activity.hedged += 1
+                self._activity.sent += 1
+                tasks.append(asyncio.ensure_future(self._second(body, deadline_s, cost)))
+            return self._book(await _first_answer(tasks), cost)
+        finally:
+            for task in tasks:
+                task.cancel()
+            if bill and len(tasks) > 1:
+                purse.settle(bill, None)
+            await asyncio.wait(tasks)  # does not swallow a cancellation of this one, which comes meanwhile
+            for task in tasks:
+                if not task.cancelled():
+                    task.exception()  # seen: nobody else asks
+
+    async def _second(self, body: bytes, deadline_s: float, cost: Cost) -> Completion:
+        used = None
+        try:
+            answer = await self._api.complete(body, deadline_s)
+            used = self._sizes.used(answer)
+        finally:
+            self._gate.leave(cost, used)
+        return answer
+
+    def _enter(self, cost: Cost, purse: Purse, bill: Bill | None) -> bool:
+        if bill and not purse.try_take(bill):
+            return False
+        if self._gate.try_enter(cost):
+            return True
+        if bill:
+            purse.settle(bill, Bill(0.0, 0.0))
+        return False
+
+    def _affords(self, cost: Cost) -> bool:
+        return self._spent_tokens + cost.total <= self._share * self._used_tokens
+
+    def _book(self, answer: Completion, cost: Cost) -> Completion:
+        self._used_tokens += answer.usage.total_tokens or cost.total
+        return answer
+
+
+async def _first_answer(tasks: list[asyncio.Task[Completion]]) -> Completion:
+    """The first that succeeds; the error of the first when none does."""
+    pending = set(tasks)
+    while pending:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if task.exception() is None:
+                return task.result()
+    return tasks[0].result()
