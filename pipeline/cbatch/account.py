@@ -17,6 +17,7 @@ import mmap
 import os
 import struct
 import time
+from array import array
 from collections.abc import Callable, MutableSequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import cast
 
-from cbatch.pace import FLOATS, forget, rebase
+from cbatch.pace import FLOATS, Pacer, forget, rebase
 
 LAYOUT = 1_000.0 + FLOATS  # of the file: another one is started anew; the 1,000 tells apart what is as long
 HEADER = 4  # layout, boot id, wall time and monotonic time of the last sign of life
@@ -36,6 +37,21 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 def name_of(base_url: str, key: str | None, model: str) -> str:
     """The file of an account: it tells neither key nor model."""
     return hashlib.sha256("\0".join((base_url, key or "", model)).encode()).hexdigest()[:32] + ".budget"
+
+
+def peek(path: Path) -> dict[str, float]:
+    """The limits that runs learned or were told by the server, without taking part; {} where nothing is known."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return {}
+    numbers = array("d")
+    numbers.frombytes(data[: len(data) // 8 * 8])
+    if len(numbers) < HEADER + FLOATS or numbers[0] != LAYOUT:
+        return {}
+    pacer = Pacer(now=0.0, floats=numbers[HEADER:])
+    forget(pacer.floats, age_s=0.0)  # what users told others is no news
+    return pacer.limits()
 
 
 class Account:

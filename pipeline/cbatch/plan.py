@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cbatch import catalog
@@ -14,6 +15,7 @@ from cbatch.source import Source
 
 TYPICAL_TOKENS = 300  # an answer's length where nothing is known about it
 UNKNOWN_TOKENS_PER_S = 1_000.0  # for models whose speed the catalog does not have
+WINDOW_S = {"second": 1.0, "min": 60.0, "hour": 3600.0, "day": 86400.0}
 OVERHEAD_S = 0.05  # network and queue, per request
 
 
@@ -29,6 +31,9 @@ class ModelPlan:
     cost_usd: tuple[float, float, float] | None
     seconds: dict[str, float]  # how long each limit alone would take, with typical answers
     longest_s: float  # with the longest answers, all limits together
+    limits: dict[str, float]  # those in force: told, of the tier, or learned by earlier runs
+    learned: bool  # whether any of them is only learned
+    reserve_s: float  # how long the reservations alone would take if they were what is charged
 
     @property
     def binding(self) -> str:
@@ -53,8 +58,16 @@ class Plan:
     models: list[ModelPlan]
 
 
-def plan(job: Job, limit: int | None = None, journal: Journal | None = None) -> Plan:
-    """Read and render everything; `journal` is an earlier run's. Raises JobError and SourceError as a run would."""
+def plan(
+    job: Job,
+    limit: int | None = None,
+    journal: Journal | None = None,
+    learned: Mapping[str, Mapping[str, float]] | None = None,
+) -> Plan:
+    """Read and render everything; `journal` is an earlier run's, `learned` what runs found out about each model.
+
+    Raises JobError and SourceError as a run would.
+    """
     source = Source(job, limit=limit)
     survey = source.survey()
     renderers = {model: Renderer(job, model) for model in job.model}
@@ -66,7 +79,11 @@ def plan(job: Job, limit: int | None = None, journal: Journal | None = None) -> 
     reserved = dict.fromkeys(job.model, 0)
     requests = dict.fromkeys(job.model, 0)
     never_fit = dict.fromkeys(job.model, 0)
-    tpm = {model: job.limits.per_minute(model)[1] or float("inf") for model in job.model}
+    known_limits = {model: _limits(job, model, (learned or {}).get(model, {})) for model in job.model}
+    largest = {
+        model: min((limit for name, limit in limits.items() if "tokens" in name), default=float("inf"))
+        for model, limits in known_limits.items()
+    }
     first_body: bytes | None = None
     first_origin = first_problem = None
     unrenderable = 0
@@ -87,7 +104,7 @@ def plan(job: Job, limit: int | None = None, journal: Journal | None = None) -> 
             edited += found.digest != request.digest
             continue
         requests[prompt.model] += 1
-        never_fit[prompt.model] += request.reserve_tokens > tpm[prompt.model]
+        never_fit[prompt.model] += request.reserve_tokens > largest[prompt.model]
         prompt_tokens[prompt.model] += request.prompt_tokens_estimate
         reserved[prompt.model] += request.reserve_tokens
     return Plan(
@@ -102,14 +119,49 @@ def plan(job: Job, limit: int | None = None, journal: Journal | None = None) -> 
         first_origin=first_origin,
         first_problem=first_problem,
         models=[
-            _model(job, m, requests[m], never_fit[m], prompt_tokens[m], reserved[m] - prompt_tokens[m])
+            _model(
+                job,
+                m,
+                requests[m],
+                never_fit[m],
+                prompt_tokens[m],
+                reserved[m] - prompt_tokens[m],
+                known_limits[m],
+                learned=bool((learned or {}).get(m)),
+            )
             for m in job.model
         ],
     )
 
 
+def _limits(job: Job, model: str, learned: Mapping[str, float]) -> dict[str, float]:
+    """The limits that hold for `model`, as a pacer names them; the lower of what is told and what was learned."""
+    quota = job.limits.quota(model)
+    told = {
+        "requests/min": quota.rpm,
+        "requests/hour": quota.rph,
+        "requests/day": quota.rpd,
+        "tokens/min": quota.tpm,
+        "total tokens/min": quota.total_tpm,
+        "tokens/hour": quota.tph,
+        "tokens/day": quota.tpd,
+    }
+    limits = {name: float(limit) for name, limit in told.items() if limit}
+    for name, limit in learned.items():
+        limits[name] = min(limit, limits.get(name, limit))
+    return {name: limit * job.limits.share for name, limit in limits.items()}
+
+
 def _model(
-    job: Job, model: str, requests: int, never_fit: int, prompt_tokens: int, completion_tokens: int
+    job: Job,
+    model: str,
+    requests: int,
+    never_fit: int,
+    prompt_tokens: int,
+    completion_tokens: int,
+    limits: dict[str, float],
+    *,
+    learned: bool,
 ) -> ModelPlan:
     """`completion_tokens` is the most that all answers together may have."""
     limit = completion_tokens // requests if requests else 0
@@ -122,6 +174,7 @@ def _model(
             price.cost_usd(prompt_tokens, typical * requests),
             price.cost_usd(prompt_tokens, completion_tokens),
         )
+    per_minute = limits.get("tokens/min")
     return ModelPlan(
         model=model,
         requests=requests,
@@ -129,20 +182,26 @@ def _model(
         never_fit=never_fit,
         limit_tokens=limit,
         cost_usd=cost,
-        seconds=_seconds(job, model, requests, prompt_tokens, typical),
-        longest_s=max(_seconds(job, model, requests, prompt_tokens, limit).values()),
+        seconds=_seconds(job, model, requests, prompt_tokens, typical, limits),
+        longest_s=max(_seconds(job, model, requests, prompt_tokens, limit, limits).values()),
+        limits=limits,
+        learned=learned,
+        reserve_s=(prompt_tokens + completion_tokens) * 60 / (per_minute * MARGIN) if per_minute else 0.0,
     )
 
 
-def _seconds(job: Job, model: str, requests: int, prompt_tokens: int, answer_tokens: int) -> dict[str, float]:
-    rpm, tpm = job.limits.per_minute(model)
+def _seconds(
+    job: Job, model: str, requests: int, prompt_tokens: int, answer_tokens: int, limits: Mapping[str, float]
+) -> dict[str, float]:
+    """How long each limit alone would take. Minutes flow; a bucket of an hour or a day is full at the start."""
     card = catalog.card(model)
     speed = (card.tokens_per_s if card else None) or UNKNOWN_TOKENS_PER_S
     workers = max(1, job.limits.in_flight[1] // len(job.model))
     rounds = -(-requests // workers)  # no run is shorter than one answer
     seconds = {"concurrency": rounds * (OVERHEAD_S + answer_tokens / speed)}
-    if rpm:
-        seconds["requests/min"] = requests * 60 / (rpm * MARGIN)
-    if tpm:
-        seconds["tokens/min"] = (prompt_tokens + requests * answer_tokens) * 60 / (tpm * MARGIN)
+    for name, limit in limits.items():
+        window_s = WINDOW_S[name.rpartition("/")[2]]
+        amount = requests if name.startswith("requests") else prompt_tokens + requests * answer_tokens
+        at_once = 0.0 if window_s <= 60 else limit
+        seconds[name] = max(amount - at_once, 0.0) * window_s / (limit * MARGIN)
     return seconds

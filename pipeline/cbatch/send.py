@@ -320,7 +320,7 @@ def _fail(error: APIError, decision: retry.Decision, sender: Sender, cost: Cost,
         ) from error
     if verdict == "paused" and not was_down:
         sender.notify(f"{sender.model}: the endpoint does not answer ({error}); paused, trying until it does")
-    return verdict == "paused"
+    return "pause" if verdict == "paused" else "wait"
 
 
 def _give_up(error: APIError, sender: Sender) -> None:

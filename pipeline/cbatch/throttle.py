@@ -1,9 +1,9 @@
 """How many requests may be in flight: slow start, then a little more while it helps, much less when it hurts.
 
 Grows only by requests that were in flight while every place was taken, for an idle place proves
-nothing; errors never raise the speed. What hurts is a busy server (`queue_exceeded`), a timeout, or answers that wait longer than
-they used to: one cut per episode, for everything that was sent before a cut was sent at the old
-speed. Pure: whoever calls says what time it is.
+nothing; errors never raise the speed. What hurts is a busy server (`queue_exceeded`), a timeout, or
+answers that wait longer than they used to: one cut per episode, for everything that was sent before
+a cut was sent at the old speed. Pure: whoever calls says what time it is.
 """
 
 from __future__ import annotations

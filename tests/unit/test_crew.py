@@ -115,7 +115,7 @@ def test_it_grows_with_the_throttle(virtual: Virtual) -> None:
         started = loop.time()
         await office.crew.run(5_000)
         assert office.most_working == 128
-        assert loop.time() - started < 4 + 5_000 / 128 + 3
+        assert loop.time() - started < 10 + 5_000 / 128 + 3
 
     virtual(main())
 
@@ -130,7 +130,7 @@ def test_nobody_is_hired_before_the_larger_bound_is_on_disk(virtual: Virtual) ->
         await asyncio.sleep(0)
         disk.delay_s = 20.0
         await asyncio.sleep(19)
-        assert (office.throttle.limit, office.most_working, disk.rows) == (16, 8, bound(8))
+        assert (office.throttle.limit, office.most_working, disk.rows) == (12, 8, bound(8))
         disk.delay_s = 0.1
         await asyncio.sleep(3)
         assert office.working > 8

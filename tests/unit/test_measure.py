@@ -275,3 +275,8 @@ def test_cost(usage: Usage, price: Price | None, expected: float | None) -> None
 
 def test_the_index_of_a_column_is_its_place_in_the_row() -> None:
     assert [COLUMN_INDEX[name] for name, _, _ in COLUMNS] == list(range(len(COLUMNS)))
+
+
+def test_the_reservation_is_that_of_the_last_attempt_where_it_was_learned() -> None:
+    """`max_completion_tokens: auto` sends less than the request was rendered with."""
+    assert row(ANSWER, replace(MARKS, reserved_tokens=350))["reserved_tokens"] == 350

@@ -390,3 +390,20 @@ def test_a_null_is_not_sent_as_the_word_none(template: str) -> None:
 
 def test_multiplying_sensibly_is_as_in_python() -> None:
     assert said("{{ '-' * 3 }}{{ 2**10 }}{{ 1.5 * n }}", {"n": 4}) == "---10246.0"
+
+
+def test_a_right_sized_limit_changes_neither_the_body_nor_the_digest() -> None:
+    """`auto` is ours to choose for every request: a resumed run must know its rows again."""
+    plain, auto = render("x", {}), render("x", {}, params={"max_completion_tokens": "auto"})
+    assert (auto.body, auto.digest, auto.limit_tokens) == (plain.body, plain.digest, None)
+    assert json.loads(auto.with_limit(256)) == json.loads(plain.body) | {"max_completion_tokens": 256}
+    assert render("x", {}, params={"max_completion_tokens": 7}).limit_tokens == 7
+
+
+@pytest.mark.parametrize("name", ["max_completion_tokens", "max_tokens"])
+def test_a_row_that_brings_its_own_limit_keeps_it_where_the_job_says_auto(name: str) -> None:
+    own = {"messages": [{"role": "user", "content": "x"}], name: 9}
+    params = {"max_completion_tokens": "auto"}
+    assert render({"body": "b"}, {"b": own}, params=params).limit_tokens == 9
+    del own[name]
+    assert render({"body": "b"}, {"b": own}, params=params).limit_tokens is None

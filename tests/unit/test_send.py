@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any, cast
 
 import orjson
@@ -33,7 +34,6 @@ from cbatch.gate import Gate
 from cbatch.health import DISTINCT, GIVE_UP, Health
 from cbatch.hedge import Hedge
 from cbatch.job import Retry
-from cbatch.ledger import Unknown
 from cbatch.pace import Cost, Pacer, Used
 from cbatch.purse import Bill, Purse
 from cbatch.schema import Completion, Failure, Request, TimeInfo, Timeline, Usage
@@ -131,7 +131,7 @@ class WatchedPacer(Pacer):
     def __init__(self, *args: Any, **given: Any) -> None:
         super().__init__(*args, **given)
         self.out: list[Cost] = []
-        self.returned: list[tuple[Cost, Used | None | str]] = []
+        self.returned: list[tuple[Cost, Used | str | None]] = []
 
     def take(self, now: float, cost: Cost, rest: tuple[int, float] | None = None) -> None:
         super().take(now, cost, rest)
@@ -486,7 +486,7 @@ def test_a_full_queue_delays_only_its_own_prompt(virtual: Virtual) -> None:
     ],
 )
 def test_each_attempt_is_settled_once_with_what_is_known_of_its_use(
-    virtual: Virtual, first: Step, used: Used | None | str, bill: int | None
+    virtual: Virtual, first: Step, used: Used | str | None, bill: int | None
 ) -> None:
     """Of the account's quota, and of the budget, where unknown is the most it can have cost."""
 
@@ -852,7 +852,7 @@ class Writer(ScriptedApi):
 
     async def complete(self, body: bytes, deadline_s: float) -> Completion:
         self.script = [completion()]
-        answer = await super().complete(body, deadline_s)
+        await super().complete(body, deadline_s)
         prompt = orjson.loads(body)["messages"][0]["content"]
         number = self.asked.setdefault(prompt, len(self.asked))
         wanted, limit = self.lengths[number % len(self.lengths)], limit_of(body) or 16_384
@@ -1097,7 +1097,7 @@ def test_an_outage_pauses_the_run_and_costs_nobody_an_attempt(virtual: Virtual, 
         assert all(isinstance(task.result()[0], Completion) for task in tasks)
         tries = [at for at in api.sent if 5 < at < 599]
         assert 15 <= len(tries) <= 40, "one at a time, every 30 s in the end"
-        assert min(b - a for a, b in zip(tries[1:], tries[2:], strict=False)) >= 2
+        assert min(later - at for at, later in pairwise(tries)) >= 2
         assert len(notes) == 2
         assert "does not answer" in notes[0]
         assert "answers again after 6" in notes[1]

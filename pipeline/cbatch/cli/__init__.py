@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from cbatch import __version__
+from cbatch.cli.words import printable
 from cbatch.errors import CbatchError
 
 # name -> (module, one line for --help); the module is imported when its command is used.
@@ -138,7 +139,7 @@ def say(message: str, hint: str | None, word: str = "error", colour: str = "red"
     """Print an error, or what `word` says it is, and its hint on stderr."""
     for line in message.splitlines():
         # A row, a file name or a server's words may hold what moves the cursor or rings the bell.
-        text = "".join([c if c.isprintable() else c.encode("unicode_escape").decode() for c in hide_keys(line)])
+        text = printable(hide_keys(line))
         click.echo(f"{click.style(f'{word}:', fg=colour, bold=True)} {text}", err=True)
     if hint:
         click.echo(f"{click.style('hint:', fg='cyan')} {hint}", err=True)

@@ -10,7 +10,7 @@ import orjson
 
 from cbatch import catalog, jobfile
 from cbatch.cli.run import output_folder
-from cbatch.cli.shared import connection_options, json_option, print_json
+from cbatch.cli.shared import Connection, connection_options, json_option, print_json
 from cbatch.cli.words import count, duration, money, plural
 from cbatch.job import Job
 from cbatch.journal import Journal
@@ -48,8 +48,11 @@ def command(
     job = jobfile.load(job_file, overrides)
     folder = RunDir.at(output_folder(job, output))
     journal = Journal(folder.journal) if folder.journal.exists() else None
+    connection = Connection(
+        sim=sim, url=base_url, key_file=api_key_file, endpoint=job.endpoint, folder=Path(job.folder)
+    )  # fmt: skip
     try:
-        found = plan(job, limit, journal)
+        found = plan(job, limit, journal, connection.learned_limits(job.model))
     finally:
         if journal is not None:
             journal.close()
@@ -91,33 +94,62 @@ def lines(job: Job, found: Plan, folder: RunDir) -> list[str]:
 
 def _model_lines(job: Job, m: ModelPlan) -> list[str]:
     given = job.params.completion_limit is not None
-    assumed = "" if given else ", as no max_completion_tokens is given"
+    auto = ", right-sized to what answers need" if job.params.right_sized else ""
+    assumed = "" if given or auto else ", as no max_completion_tokens is given"
     out = [
         f"  {m.model}",
-        f"    tokens  about {count(m.prompt_tokens)} in; out at most {count(m.limit_tokens)} an answer{assumed}",
+        f"    tokens  about {count(m.prompt_tokens)} in; out at most {count(m.limit_tokens)} an answer{assumed}{auto}",
     ]
     typical = min(TYPICAL_TOKENS, m.limit_tokens)
     if m.cost_usd is None:
         out.append("    cost    unknown: no price is known for this model")
     else:
         low, middle, high = m.cost_usd
+        card = catalog.card(m.model)
         out.append(
             f"    cost    {money(low)} to {money(high)}; {money(middle)} with answers of {typical} tokens"
-            f" (prices of {catalog.load()[1]['prices']})"
+            f" (prices of {card.prices_as_of if card else 'nobody'})"
         )
-    names = {"concurrency": f"limits.concurrency ({job.limits.concurrency})"}
-    rpm, tpm = job.limits.per_minute(m.model)
-    names |= {"requests/min": f"{count(rpm)} requests/min", "tokens/min": f"{count(tpm)} tokens/min"}
     out.append(f"    time    {duration(max(m.seconds.values()))} with such answers; at most {duration(m.longest_s)}")
     others = [
-        f"{names[n]} alone {duration(s)}" for n, s in sorted(m.seconds.items(), key=lambda i: -i[1]) if n != m.binding
+        f"{_named(job, m, name)} alone {duration(seconds)}"
+        for name, seconds in sorted(m.seconds.items(), key=lambda i: -i[1])
+        if name != m.binding and seconds >= 0.05 * m.seconds[m.binding]
     ]
-    out.append(f"    binds   {names[m.binding]}" + (f"; {', '.join(others)}" if others else ""))
+    out.append(f"    binds   {_named(job, m, m.binding)}" + (f"; {', '.join(others)}" if others else ""))
+    out.append(f"    change  {_advice(job, m)}")
     if m.never_fit:
+        largest = min(limit for name, limit in m.limits.items() if "tokens" in name)
         out.append(
-            f"    never   {plural(m.never_fit, 'request')} reserve more than {count(tpm)} tokens and will fail: "
-            "lower params.max_completion_tokens or raise limits.tpm"
+            f"    never   {plural(m.never_fit, 'request')} reserve more than {count(largest)} tokens and will fail: "
+            "lower params.max_completion_tokens or raise the limit"
         )
-    if rpm is None and tpm is None:
-        out.append("    note    no rate limit is set: give limits.tier, or limits.rpm and limits.tpm, to avoid 429s")
+    if not m.limits:
+        out.append(
+            "    note    no limit is told or learned yet: the run starts carefully and learns it, or give limits.tier"
+        )
+    elif m.learned:
+        out.append("    note    limits that earlier runs learned are among them")
     return out
+
+
+def _named(job: Job, m: ModelPlan, name: str) -> str:
+    if name != "concurrency":
+        return f"{count(m.limits[name])} {name}"
+    low, high = job.limits.in_flight
+    return f"limits.concurrency ({high if low == high else f'{low}..{high}'})"
+
+
+def _advice(job: Job, m: ModelPlan) -> str:
+    """What would make it faster: the binding limit's own lever, and how far it reaches."""
+    seconds = dict(m.seconds)
+    binding = seconds.pop(m.binding)
+    best = max(seconds.values(), default=0.0)
+    upto = f", up to {binding / best:.1f} x faster" if best and binding / best >= 1.1 else ""
+    if m.binding == "concurrency":
+        return f"more limits.concurrency{upto}" if m.limits else "more limits.concurrency, as far as the account allows"
+    if m.binding.startswith("requests"):
+        return f"a higher tier, or fewer and longer prompts{upto}; more concurrency does not help"
+    if m.reserve_s > 2 * binding and not job.params.right_sized:
+        return f"a higher tier{upto}; max_completion_tokens: auto reserves less, so that more are in flight"
+    return f"a higher tier, or shorter prompts and answers{upto}; more concurrency does not help"

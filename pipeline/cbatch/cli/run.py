@@ -19,7 +19,7 @@ from cbatch import jobfile
 from cbatch.cli import environment, say
 from cbatch.cli.progress import watch
 from cbatch.cli.shared import Connection, connection_options, json_option, print_json, run_async
-from cbatch.cli.words import count, duration, money, plural, rate
+from cbatch.cli.words import count, duration, money, plural, printable, rate, where_time_went
 from cbatch.engine import Run
 from cbatch.errors import JobError
 from cbatch.job import Job
@@ -189,7 +189,7 @@ def allow_many_connections(concurrency: int) -> None:
 
 
 def lines(s: Summary) -> list[str]:
-    """The end of a run, for people: at most 12 lines, the verdict first."""
+    """The end of a run, for people: at most 14 lines, the verdict first."""
     name = f"{s.name} (simulated)" if s.simulated else s.name
     out = [f"{name}: {s.state} in {duration(s.elapsed_s)}, {s.done:,} of {s.total:,} prompts done"]
     out[0] += f", {s.failed:,} failed" if s.failed else ""
@@ -206,19 +206,15 @@ def lines(s: Summary) -> list[str]:
             f" and {plural(s.unpriced, 'answer')} of unknown price" if s.unpriced and s.cost_usd is not None else ""
         )
         out.append(f"  cost      {money(s.cost_usd)}{unpriced}")
-    working_s = s.workers * s.elapsed_s
-    waits = [
-        f"{100 * waited / working_s:.0f} % of the time {why}"
-        for waited, why in ((s.pace_wait_s, "for the rate limit"), (s.backoff_s, "between retries"))
-        if working_s and waited >= 0.005 * working_s
-    ]
-    if waits:
-        out.append(f"  waited    {', '.join(waits)}")
+    if waited := where_time_went(asdict(s)):
+        out.append(f"  waited    {waited}")
+    out += _learned(s)
     for kind, number in sorted(s.errors.items(), key=lambda item: -item[1])[:3]:
-        sample = " ".join(s.samples[kind].split())
+        sample = printable(" ".join(s.samples[kind].split()))
         out.append(f"  error     {kind} {number:,} x: {sample if len(sample) <= 200 else sample[:199] + '…'}")
     if s.paid_twice_at_most:
-        out.append(f"  resumed   at most {plural(s.paid_twice_at_most, 'prompt')} may have been paid twice")
+        dollars = f", at most {money(s.paid_twice_usd)}" if s.paid_twice_usd is not None else ""
+        out.append(f"  resumed   at most {plural(s.paid_twice_at_most, 'prompt')} may have been paid twice{dollars}")
     if s.abandoned:
         out.append(f"  unknown   {plural(s.abandoned, 'request')} given up in flight; they may have been paid")
     if s.orphaned > 0:
@@ -230,4 +226,23 @@ def lines(s: Summary) -> list[str]:
         out.append(f"results in {s.folder}/results{again}")
     else:
         out.append(f"saved in {s.folder}; the same line resumes it")
+    return out
+
+
+def _learned(s: Summary) -> list[str]:
+    """What the run found out about the account, and what it gained from that."""
+    out = []
+    if s.sizing:
+        cap = s.sizing["reserved_tokens"] / s.sizing["requests"]
+        times = s.sizing["unsized_tokens"] / max(s.sizing["reserved_tokens"], 1)
+        cut = s.sizing["cut"]
+        rerun = f"; {plural(cut, 'cut answer')} run again ({count(s.sizing['cut_tokens'])} tokens)" if cut else ""
+        out.append(f"  auto      {count(cap)} tokens reserved for an answer, {times:.1f} x less than without{rerun}")
+    if s.learned:
+        limits = ", ".join(f"{count(limit)} {name}" for name, limit in s.learned.items())
+        out.append(f"  learned   {limits} from 429s; kept for the next run")
+    if s.outages:
+        out.append(
+            f"  paused    {plural(s.outages, 'time')}, {duration(s.outage_s)} in all: the endpoint did not answer"
+        )
     return out

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 import orjson
 
+from cbatch.account import name_of, peek
 from cbatch.cli import environment
 from cbatch.client import Client, Endpoint, connect
 from cbatch.errors import APIError, APIStatusError, CbatchError, JobError, RunStopped
@@ -92,6 +93,18 @@ class Connection:
             raise environment.missing_key()
         async with connect(self._endpoint(self._base_url, key)) as api:
             yield api
+
+    def learned_limits(self, models: Iterable[str]) -> dict[str, dict[str, float]]:
+        """What earlier runs found out about the account's limits, by model; nothing for a simulator."""
+        if self._base_url is None:
+            return {}
+        try:
+            key = environment.find_key(self._key_file, self._folder)
+        except CbatchError:  # a plan needs no key
+            key = None
+        url = self._endpoint(self._base_url, key).base_url
+        folder = environment.state_folder()
+        return {model: peek(folder / name_of(url, key, model)) for model in models}
 
     def _endpoint(self, url: str, key: str | None) -> Endpoint:
         times = self._timeouts

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from cbatch.cli.shared import json_option, open_run, print_json
-from cbatch.cli.words import duration, money, plural, rate
+from cbatch.cli.words import duration, money, plural, rate, where_time_went
 from cbatch.journal import Journal, Paid
+from cbatch.ledger import unknown
 from cbatch.rundir import RunDir
 from cbatch.runlock import is_locked
 from cbatch.session import unfinished_session
@@ -40,7 +41,7 @@ def status(folder: RunDir) -> dict[str, Any]:
         rows = done + failed
         paid = Paid(**(journal.get("paid") or {}))
         live = journal.get("live")
-        unknown = journal.get("unknown_at_most") or 0
+        left_unknown = unknown(journal)
         parts = journal.parts()
         orphaned = journal.get("orphaned") or 0
     finally:
@@ -52,8 +53,22 @@ def status(folder: RunDir) -> dict[str, Any]:
         sessions.append(unfinished_session(live, sessions, rows))
     spent = {
         name: sum(session.get(name, 0) for session in sessions)
-        for name in ("elapsed_s", "sent", "answered", "retries", "rate_limited", "pace_wait_s", "backoff_s")
+        for name in (
+            "elapsed_s",
+            "sent",
+            "answered",
+            "retries",
+            "rate_limited",
+            "pace_wait_s",
+            "backoff_s",
+            "cpu_s",
+            "server_queue_s",
+        )
     }
+    lost: dict[str, float] = {}
+    for session in sessions:
+        for cause, seconds in (session.get("time_lost_s") or {}).items():
+            lost[cause] = lost.get(cause, 0.0) + seconds
     done = max(0, min(done - orphaned, total - failed)) if total is not None else done
     # A session that was killed before its first heartbeat left rows and no time: it says nothing about speed.
     timed = sum(session.get("answered", 0) for session in sessions if session.get("elapsed_s"))
@@ -66,7 +81,8 @@ def status(folder: RunDir) -> dict[str, Any]:
         "done": done,
         "failed": failed,
         "left": max(0, total - done - failed) if total is not None else None,
-        "sent_outcome_unknown_at_most": 0 if running else unknown,
+        "sent_outcome_unknown_at_most": 0 if running else left_unknown.rows,
+        "sent_outcome_unknown_usd": None if running else left_unknown.usd,
         "orphaned": orphaned,
         "parts": len(parts),
         "rows_in_parts": sum(part.rows for part in parts),
@@ -75,6 +91,8 @@ def status(folder: RunDir) -> dict[str, Any]:
         "cost_usd": paid.known_usd,
         "rows_per_s": timed / spent["elapsed_s"] if spent["elapsed_s"] else None,
         **spent,
+        "time_lost_s": lost,
+        "in_flight_limit": live.get("in_flight_limit") if running and live else None,
     }
 
 
@@ -91,16 +109,15 @@ def lines(s: dict[str, Any]) -> list[str]:
         f"  results   {plural(s['rows_in_parts'], 'row')} in {plural(s['parts'], 'part')}"
         f", {max(0, s['done'] + s['failed'] + s['orphaned'] - s['rows_in_parts']):,} in the journal",
     ]
-    waits = [(s["pace_wait_s"], "for the rate limit"), (s["backoff_s"], "between retries")]
-    if any(seconds >= 1 for seconds, _ in waits):
-        words = ", ".join(f"{duration(seconds)} {why}" for seconds, why in waits if seconds >= 1)
-        out.append(f"  waited    {words}, summed over workers")
+    if waited := where_time_went(s):
+        out.append(f"  waited    {waited}")
     if s["orphaned"]:
         out.append(f"  orphaned  {plural(s['orphaned'], 'row')} from prompts that left the input or were edited")
     if s["sent_outcome_unknown_at_most"] and s["left"]:
-        out.append(
-            f"  unknown   at most {plural(s['sent_outcome_unknown_at_most'], 'prompt')} sent without a saved answer"
-        )
+        usd = s["sent_outcome_unknown_usd"]
+        dollars = f", at most {money(usd)}" if usd is not None else ""
+        rows = plural(s["sent_outcome_unknown_at_most"], "prompt")
+        out.append(f"  unknown   at most {rows} sent without a saved answer{dollars}")
     if s["state"] not in ("running", "finished"):
         out.append("the line that started it resumes it")
     return out
