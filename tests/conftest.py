@@ -26,10 +26,12 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"  # real prompt se
 def _no_outside_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No key, no address and no proxy from the environment, and no connection off this machine."""
     for name in list(os.environ):
-        if name.startswith("CEREBRAS_") or name.lower().endswith("_proxy"):
+        if name.startswith(("CEREBRAS_", "CBATCH_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home" / ".config"))
+    for name in ("XDG_DATA_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
     connect = socket.socket.connect
 

@@ -43,6 +43,10 @@ class Price:
         """USD for one answer."""
         return (prompt_tokens * self.input_usd + completion_tokens * self.output_usd) / 1e6
 
+    def most_usd(self, tokens: int) -> float:
+        """USD for so many tokens of the dearer kind."""
+        return tokens * max(self.input_usd, self.output_usd) / 1e6
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:

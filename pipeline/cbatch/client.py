@@ -54,9 +54,9 @@ _BY_STATUS: dict[int, type[APIStatusError]] = {
 
 def normalise_base_url(url: str) -> str:
     """The address with exactly one `/v1` at its end, however it was given. Raises ValueError if it is no URL."""
-    parts = urlsplit(url.strip())
-    if "@" in parts.netloc:  # first of all checks: what follows quotes the address
+    if "@" in url:  # first of all checks: what follows quotes the address
         raise ValueError("an address with a user name or password in it is not accepted")
+    parts = urlsplit(url.strip())
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{url!r} is not a http:// or https:// URL")
     try:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from cbatch.errors import JournalError
 from cbatch.feed import Places
 from cbatch.job import bound
 from cbatch.ledger import Ledger
@@ -20,8 +21,16 @@ class Crew:
     """Workers numbered from 0; `work(number)` is one worker's whole life."""
 
     def __init__(
-        self, work: Callable[[int], Coroutine[Any, Any, None]], *, throttle: Throttle, places: Places, ledger: Ledger
+        self,
+        work: Callable[[int], Coroutine[Any, Any, None]],
+        *,
+        throttle: Throttle,
+        places: Places,
+        ledger: Ledger,
+        on_error: Callable[[JournalError], None],
     ) -> None:
+        """`on_error` learns that the larger bound could not be written."""
+        self._on_error = on_error
         self.tasks: set[asyncio.Task[None]] = set()
         self.most = 0  # workers at the same time
         self._work = work
@@ -57,7 +66,11 @@ class Crew:
         size = bound(max(limit, len(self.tasks)))
         if size < self._places.size:  # what was sent under a larger bound, and is not durable yet, stays covered
             self._places.resize(size)
-        await self._ledger.allow(max(size, self._places.taken))
+        try:
+            await self._ledger.allow(max(size, self._places.taken))
+        except JournalError as exc:
+            self._on_error(exc)
+            return
         self._places.resize(size)
         self._allowed = limit
         while len(self.tasks) < limit:

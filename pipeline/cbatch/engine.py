@@ -238,7 +238,9 @@ class Run:
             )
             gates = [sender.gate for sender in self._senders]
             progress.waiting_for = lambda: next((waits for gate in gates if (waits := gate.waiting_for)), None)
-            self._crew = Crew(self._worker, throttle=self._throttle, places=self._places, ledger=ledger)
+            self._crew = Crew(
+                self._worker, throttle=self._throttle, places=self._places, ledger=ledger, on_error=self.stop
+            )
             deadline = self._loop.call_later(budget.wall, self._wall) if budget.wall else None
             async with asyncio.TaskGroup() as group:
                 heartbeat = group.create_task(self._heartbeat())
@@ -394,6 +396,7 @@ class Run:
             outcome=outcome,
             timeline=timeline,
             cost=None if not costs or None in costs else sum(c for c in costs if c is not None),
+            paid=paid,
             tool_calls=_json(answer.tool_calls) if answer and answer.tool_calls else None,
             parsed=_json(answer.parsed) if answer and answer.parsed is not None else None,
             input_json=prompt.raw.decode("utf-8", "replace") if self.job.results.input else None,

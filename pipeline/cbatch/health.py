@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Literal
 
 DISTINCT = 8  # different prompts that fail in a row: 20 % of random errors do that once in 400,000 times
+QUIET_S = 1.0  # without any answer, too: failures are faster than answers, and a crowd of them comes first
 UNREACHABLE = 3  # connections in a row that could not be made say nothing about any prompt
 FIRST_TRY_S = 1.0  # doubles from try to try
 LONGEST_TRY_S = 30.0
@@ -68,7 +69,8 @@ class Health:
         if not self.answers:
             return "counts"
         if not self.is_down:
-            if len(self._prompts) < DISTINCT and self._unreachable < UNREACHABLE:
+            many = len(self._prompts) >= DISTINCT and now - self._first_failure >= QUIET_S
+            if not many and self._unreachable < UNREACHABLE:
                 return "counts"
             self.down_since = self._first_failure
             self.outages += 1

@@ -401,6 +401,8 @@ class Job(Part):
     def _check(self) -> Job:
         if len(set(self.model)) != len(self.model):
             raise ValueError("model: the same model twice; use `samples: N` for more answers per prompt")
+        if "@" in self.endpoint:  # first of all checks: what follows quotes the address
+            raise ValueError("endpoint: an address with a user name or password in it is not accepted")
         if self.endpoint not in ("cerebras", "sim") and not re.match(r"https?://[^/\s]+", self.endpoint):
             raise ValueError(f"endpoint: {self.endpoint!r} is not cerebras, sim, or a http:// or https:// URL")
         if self.name in (".", ".."):

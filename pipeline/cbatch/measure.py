@@ -6,6 +6,7 @@ answer without streaming has no time to first token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from cbatch.catalog import Price
@@ -33,6 +34,7 @@ def record(
     outcome: Completion | Failure,
     timeline: Timeline,
     cost: float | None,
+    paid: Sequence[Completion] = (),
     tool_calls: str | None,
     parsed: str | None,
     input_json: str | None,
@@ -40,7 +42,7 @@ def record(
 ) -> Record:
     """The row for `outcome`: the values of COLUMNS in order, then the carried ones.
 
-    `cost` is of all answers that were paid for this prompt, re-asked ones included. `tool_calls`,
+    `cost` is of all answers that were `paid` for this prompt, cut and re-asked ones included. `tool_calls`,
     `parsed` and `input_json` are JSON text.
     """
     failure = outcome if isinstance(outcome, Failure) else None
@@ -100,4 +102,17 @@ def record(
         *carried,
     ]
     assert len(row) == len(COLUMNS) + len(carried)
-    return Record(key=key, sample=prompt.sample, digest=digest, ok=failure is None, attempts=timeline.attempts, row=row)
+    return Record(
+        key=key,
+        sample=prompt.sample,
+        digest=digest,
+        ok=failure is None,
+        attempts=timeline.attempts,
+        row=row,
+        paid_tokens=(
+            sum(one.usage.prompt_tokens or 0 for one in paid),
+            sum(one.usage.completion_tokens or 0 for one in paid),
+        )
+        if len(paid) > 1
+        else None,
+    )

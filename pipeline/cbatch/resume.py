@@ -8,8 +8,10 @@ no digest is computed and known rows are skipped by their key alone.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import orjson
@@ -66,7 +68,7 @@ class Resume:
         if not self.known_before:
             return
         self._journal.index()  # here, off the event loop
-        folder = self._journal.path.parent
+        folder = _run_folder(self._journal)
         label = self._journal.get("endpoint") or endpoint_said
         if label is not None and label != endpoint:
             raise JobError(
@@ -167,6 +169,15 @@ class Resume:
             return self._renderers[prompt.model](prompt).digest
         except RenderError:
             return b""
+
+
+def _run_folder(journal: Journal) -> Path:
+    """The run directory of a journal, which may lie elsewhere: then a file beside it says whose it is."""
+    folder = journal.path.parent
+    try:
+        return Path(os.fsdecode((folder / "run").read_bytes()))
+    except OSError:
+        return folder
 
 
 def try_template(source: Source, survey: Survey, renderer: Renderer, at: str) -> None:

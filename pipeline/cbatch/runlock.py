@@ -49,6 +49,8 @@ class RunLock:
                 hint="choose another folder with --output, or another for the journal with --state-dir",
             ) from None
         self._fds.append(fd)
+        with suppress(OSError):  # whatever the umask; another user's cannot be changed, and need not be
+            os.fchmod(fd, 0o600)
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

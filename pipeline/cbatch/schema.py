@@ -139,6 +139,7 @@ class Record:
     ok: bool
     attempts: int
     row: list[Any]
+    paid_tokens: tuple[int, int] | None = None  # (prompt, completion) of all answers; None: of the row's alone
 
 
 # Name, type and meaning of every result column, in file order; seconds end in _s.

@@ -26,6 +26,7 @@ from cbatch.errors import (
     APIStatusError,
     APITimeoutError,
     APIUnreachableError,
+    BudgetReached,
     JobError,
     NotFoundError,
     RateLimitError,
@@ -44,6 +45,7 @@ from cbatch.sizes import Sizes
 from cbatch.throttle import Throttle
 
 Then = Literal["pause", "queue", "wait"]
+NOTHING = Bill(0.0, 0.0)
 HEADERS_S = 0.05  # the server's word about its windows is read at most so often: it costs 20 µs
 
 
@@ -96,27 +98,23 @@ async def send(
     cap = sizes.cap() if sizes.auto and request.limit_tokens is None else None
     while True:
         cost = sizes.cost(request, cap)
-        worst = _worst(sender, cost)
+        worst = _worst(request, sender, cost)
         if worst.usd > sender.ledger.row_usd:
             await sender.ledger.cover(worst.usd)
         bill = worst if sender.purse.is_open else None
-        if bill:
-            await sender.purse.take(bill)
         waiting_since = clock()
         try:
-            await sender.gate.enter(cost)
+            await _admit(sender, cost, bill)
         except NeverFits as exc:
-            if bill:
-                sender.purse.settle(bill, Bill(0.0, 0.0))
             if cap is not None and cap > (fits := _most_room(sender, cost, cap)):
                 cap = fits
                 continue
             hint = "lower params.max_completion_tokens, shorten the prompt, or raise the limit"
             return Failure(kind="rate_limited", code="never_fits", message=f"{exc}; {hint}"), paid
-        except BaseException:
-            if bill:
-                sender.purse.settle(bill, Bill(0.0, 0.0))
-            raise
+        except BudgetReached:
+            if not paid:
+                raise
+            return _as_it_is(paid[-1], "the budget has no room for another try"), paid
         body = asked if cap is None else request.with_limit(cap, asked)
         most = sizes.completion_tokens(request, cap)
         sent, loop_sent = clock(), sender.loop_time()
@@ -184,7 +182,7 @@ async def send(
         assert error is not None
         if bill:
             unknown = not isinstance(error, APIStatusError | APIUnreachableError)
-            sender.purse.settle(bill, None if unknown else Bill(0.0, 0.0))
+            sender.purse.settle(bill, None if unknown else NOTHING)
         refusals += isinstance(error, RateLimitError)
         try:
             decision = await _decide(error, sender, counted=counted, refusals=refusals)
@@ -224,11 +222,31 @@ async def send(
 # -- money and room -------------------------------------------------------------------------------
 
 
-def _worst(sender: Sender, cost: Cost) -> Bill:
-    """The most that a request may cost: every reserved token at the higher of the two prices."""
+async def _admit(sender: Sender, cost: Cost, bill: Bill | None) -> None:
+    """Wait for money and for quota. Raises BudgetReached, and NeverFits with the money given back."""
+    if bill is None:
+        await sender.gate.enter(cost)
+        return
+    await sender.purse.take(bill)
+    try:
+        await sender.gate.enter(cost)
+    except BaseException:
+        sender.purse.settle(bill, NOTHING)
+        raise
+
+
+def _worst(request: Request, sender: Sender, cost: Cost) -> Bill:
+    """The most that a request may cost: no token is shorter than a byte, and every one may be the dearer kind."""
+    tokens = max(cost.reserve, cost.reserve - request.prompt_tokens_estimate + len(request.body))
     price = sender.price
-    usd = price.cost_usd(0, int(cost.reserve)) if price else 0.0
-    return Bill(max(usd, price.cost_usd(int(cost.reserve), 0) if price else 0.0), cost.reserve)
+    return Bill(price.most_usd(int(tokens)) if price else 0.0, tokens)
+
+
+def _as_it_is(answer: Completion, why: str) -> Completion | Failure:
+    """The last answer that was paid for, where no better one can be had: cut ones count, wrong ones do not."""
+    if answer.valid is False:
+        return Failure(kind="invalid_output", message=why, completion=answer, http_status=200)
+    return answer
 
 
 def _real(sender: Sender, answer: Completion) -> Bill | None:

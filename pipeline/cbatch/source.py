@@ -19,6 +19,7 @@ import random
 import zlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cbatch.errors import JobError, SourceError
-from cbatch.formats import Row, format_of, plain, read, to_json
+from cbatch.formats import Row, Stamp, format_of, plain, read, to_json
 from cbatch.job import Job
 from cbatch.render import RenderError, condition
 from cbatch.schema import COLUMN_INDEX, Prompt
@@ -57,6 +58,7 @@ class Source:
         limits = [n for n in (job.input.limit, limit) if n is not None]
         self._limit = min(limits) if limits else None
         self.files = find_files(job)
+        self._stamps: dict[Path, Stamp] = {}  # the files as they were at the survey
 
     def rows(self, chosen: frozenset[int] | None = None) -> Iterator[Row]:
         """The rows that `where`, `sample`, `shard` and `limit` leave, applied in this order."""
@@ -82,8 +84,13 @@ class Source:
     def survey(self) -> Survey:
         """Read everything once: count, find duplicate ids, learn the types of carried columns.
 
-        Raises SourceError for an empty input, an unreadable file, and duplicate ids (both lines named).
+        Raises SourceError for an empty input, an unreadable file, and duplicate ids (both lines named). From
+        here on a file must stay as it is, but for what is appended: what it says of repeated rows would be wrong,
+        and two rows would have one id.
         """
+        for path in self.files:
+            with suppress(OSError):  # said with its reason when it is read
+                self._stamps[path] = Stamp.of(path)
         chosen = self._choose()
         hashes = array("Q")
         problems = 0
@@ -173,7 +180,7 @@ class Source:
         index = 0
         for path in self.files:
             try:
-                for row in read(path, self._spec.format, index):
+                for row in read(path, self._spec.format, index, self._stamps.get(path)):
                     index = row.number + 1
                     yield row
             except (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error, ValueError, OverflowError) as exc:

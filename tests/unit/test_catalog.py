@@ -142,7 +142,7 @@ def test_a_new_model_has_no_tier_and_no_known_speed(lay: Write) -> None:
     lay(refreshed({"newcomer": {"input_usd": 1, "output_usd": 2, "context": 1000, "max_output": 500}}))
     card = catalog.load()[0]["newcomer"]
     assert (card.price, card.tokens_per_s, card.tiers) == (Price(input_usd=1, output_usd=2), None, {})
-    found = _seconds(job(model="newcomer", limits={"concurrency": 1}), "newcomer", 1, 10, 1000)
+    found = _seconds(job(model="newcomer", limits={"concurrency": 1}), "newcomer", 1, 10, 1000, {})
     assert found["concurrency"] == pytest.approx(1000 / UNKNOWN_TOKENS_PER_S, abs=0.1)
     assert Limits(tier="developer").per_minute("newcomer") == (None, None)
 

@@ -38,7 +38,8 @@ class Office:
         self.left, self.throttle, self.disk = rows, throttle, disk
         self.row_s, self.durable_s, self.grows = row_s, durable_s, grows
         self.places = Places(0)
-        self.crew = Crew(self.work, throttle=throttle, places=self.places, ledger=ledger(disk))
+        self.errors: list[JournalError] = []
+        self.crew = Crew(self.work, throttle=throttle, places=self.places, ledger=ledger(disk), on_error=self.errors.append)
         self.working = self.most_working = self.out = self.done = 0
         self.started: list[int] = []
         self.fail_at: int | None = None

@@ -627,7 +627,7 @@ def run(
                 if server.kind != "requests":
                     window.give(now, other, cost.reserve - cost.total)
                 pacer.settle(now, cost, Used(cost.uncached, cost.total))
-                pacer.succeeded()
+                pacer.succeeded(now)
                 pacer.listen(now, server.tells)
                 at(now, "ask", pacer)
             case _:
@@ -764,7 +764,7 @@ def test_a_refusal_of_the_first_request_after_others_used_the_minute_up_teaches_
         now = max(now, pacer.ready_at(now, ONE))
         pacer.take(now, ONE)
         pacer.settle(now, ONE, Used(0, 0))
-        pacer.succeeded()
+        pacer.succeeded(now)
         now += 0.05
         sent += 1
     assert sent > 300
@@ -799,7 +799,7 @@ def test_an_account_that_somebody_else_used_for_a_while_recovers() -> None:
                 pacer.refused(now + 0.05, now, ONE, kind="requests", period="minute", stated_s=2.0)
             else:
                 pacer.settle(now + 0.05, ONE, Used(0, 0))
-                pacer.succeeded()
+                pacer.succeeded(now)
         return sent
 
     send(1_060.0, 0)

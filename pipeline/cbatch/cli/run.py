@@ -189,7 +189,7 @@ def allow_many_connections(concurrency: int) -> None:
 
 
 def lines(s: Summary) -> list[str]:
-    """The end of a run, for people: at most 14 lines, the verdict first."""
+    """The end of a run, for people: at most 15 lines, the verdict first."""
     name = f"{s.name} (simulated)" if s.simulated else s.name
     out = [f"{name}: {s.state} in {duration(s.elapsed_s)}, {s.done:,} of {s.total:,} prompts done"]
     out[0] += f", {s.failed:,} failed" if s.failed else ""

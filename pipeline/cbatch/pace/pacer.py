@@ -135,7 +135,8 @@ class Pacer:
             return
         burst = rest is not None and self._all_fits(now, *rest)
         for window in active:
-            if window[LEARNED] and window.free_at > now - MAKE_UP_S:  # it is what we wait for
+            # Used to the full, or nearly: only then is it worth a doubt.
+            if window[LEARNED] and window.free_at > now - max(MAKE_UP_S, 1 / window.rate):
                 lesson = self._lessons[window.kind != "requests"]
                 if lesson.doubt(now, window):
                     floats[VERSION] += 1
