@@ -50,7 +50,7 @@ def peek(path: Path) -> dict[str, float]:
     if len(numbers) < HEADER + FLOATS or numbers[0] != LAYOUT:
         return {}
     pacer = Pacer(now=0.0, floats=numbers[HEADER:])
-    forget(pacer.floats, age_s=0.0)  # what users told others is no news
+    forget(pacer.floats, 0.0, age_s=0.0)  # what users told others is no news
     return pacer.limits()
 
 
@@ -107,7 +107,7 @@ class Account:
                 numbers[place] = 0.0
         elif numbers[1] != boot or numbers[3] > now:
             rebase(self.floats, now, idle_s=max(wall - numbers[2], 0.0))
-        forget(self.floats, age_s=max(wall - numbers[2], 0.0))
+        forget(self.floats, now, age_s=max(wall - numbers[2], 0.0))
         numbers[0], numbers[1] = LAYOUT, boot
         self.touch()
 

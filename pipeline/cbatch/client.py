@@ -39,6 +39,7 @@ from cbatch.schema import Completion, TimeInfo, Usage
 
 DEFAULT_BASE_URL = "https://api.cerebras.ai"
 MESSAGE_CHARS = 2_000  # of a server's message that a row keeps
+KEY_CHARS = 16  # a shorter key, such as EMPTY, may be a word of an answer
 EXCERPT = 200  # characters of an unexpected body that a message quotes
 
 _BY_STATUS: dict[int, type[APIStatusError]] = {
@@ -105,6 +106,7 @@ class Client:
         self._public = URL(endpoint.base_url.removesuffix("/v1") + "/public/v1/models")
         self._models = URL(endpoint.base_url + "/models")
         self._key_bytes = endpoint.key.encode() if endpoint.key else None
+        self._key_in_answers = len(endpoint.key or "") >= KEY_CHARS
         self._loop = asyncio.get_running_loop()
         self._until: dict[asyncio.Task[Any], tuple[float, float]] = {}  # who is on the wire: deadline, seconds
         self._late: set[asyncio.Task[Any]] = set()
@@ -137,7 +139,8 @@ class Client:
             # No `async with`: `read` gives the connection back at the last byte, and closes it on any error.
             response = await self._session.request(method, url, data=body, allow_redirects=False)
             answer = await response.read()
-            if response.status != 200 and self._key_bytes is not None:  # messages are kept: a key never is
+            # Messages and texts are kept: a key never is.
+            if self._key_bytes is not None and (self._key_in_answers or response.status != 200):
                 answer = answer.replace(self._key_bytes, b"(key removed)")
             return Reply(response.status, response.headers, answer)
         except asyncio.CancelledError:
@@ -149,22 +152,30 @@ class Client:
             raise APIUnreachableError(f"no connection within {self.endpoint.connect_s:g} s") from None
         except aiohttp.ClientPayloadError as exc:
             raise APIResponseError(
-                f"the answer stopped before its end: {exc}", code="truncated", truncated=True
+                f"the answer stopped before its end: {self._keyless(exc)}", code="truncated", truncated=True
             ) from None
         except aiohttp.ServerDisconnectedError:
             raise APIConnectionError("the server closed the connection without an answer") from None
         except aiohttp.ClientHttpProxyError as exc:  # the API's host was not reached
-            raise APIUnreachableError(f"the proxy refused the tunnel: HTTP {exc.status} {exc.message}") from None
+            raise APIUnreachableError(
+                f"the proxy refused the tunnel: HTTP {exc.status} {self._keyless(exc.message)}"
+            ) from None
         except aiohttp.ClientResponseError as exc:  # not HTTP, or HTTP that cannot be parsed
-            raise APIResponseError(f"the answer is not valid HTTP: {exc.message}", code="bad_http") from None
+            said = self._keyless(exc.message)
+            raise APIResponseError(f"the answer is not valid HTTP: {said}", code="bad_http") from None
         except aiohttp.ClientConnectorError as exc:
             why = exc.os_error.strerror or str(exc.os_error) or type(exc.os_error).__name__
             raise APIUnreachableError(f"cannot connect to {exc.host}:{exc.port}: {why}") from None
         except (aiohttp.ClientError, OSError, UnicodeError) as exc:  # UnicodeError: a host name with an empty label
-            raise APIConnectionError(f"{type(exc).__name__}: {exc}") from None
+            raise APIConnectionError(f"{type(exc).__name__}: {self._keyless(exc)}") from None
         finally:
             del self._until[task]
             self._late.discard(task)
+
+    def _keyless(self, said: object) -> str:
+        """What the HTTP library says, which quotes headers, without the key."""
+        key = self.endpoint.key
+        return str(said).replace(key, "(key removed)") if key else str(said)
 
     def _sweep(self) -> None:
         """Cancel the requests that take too long.

@@ -110,11 +110,13 @@ class Watch:
         if facts[1] >= size and now < self._look_at and not at_end:
             return
         if facts[1] < size or _ends(self._fd, size) != self._stamp.ends:
-            raise SourceError(
+            error = SourceError(
                 f"{self._path}: changed while it was read",
                 hint="every answer that was counted is safe: run the same line again, and it starts from the file as "
                 "it is then; to edit the input of a running job, write a new file and rename it, or append",
             )
+            error.exit_code = 1  # nothing has to be corrected first
+            raise error
         self._facts = facts
         self._look_at = now + LOOK_S
 
@@ -172,7 +174,7 @@ def read(path: Path, wanted: str, index: int, stamp: Stamp | None = None) -> Ite
 
 def _open(path: Path, stamp: Stamp | None) -> io.BufferedReader:
     """The decompressed bytes; `peek` and lines split at newlines only."""
-    file = path.open("rb") if stamp is None else io.BufferedReader(_Watched(path, stamp))
+    file: io.BufferedReader = io.BufferedReader(io.FileIO(path) if stamp is None else _Watched(path, stamp))
     if path.suffix.lower() == ".gz":
         return io.BufferedReader(_Gzip(file), 1 << 16)
     if path.suffix.lower() == ".zst":

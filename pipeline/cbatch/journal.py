@@ -176,7 +176,9 @@ class Journal:
         if self._indexed:
             return
         self._query("CREATE TEMP TABLE known(key, sample, digest, state, seq, PRIMARY KEY(key, sample)) WITHOUT ROWID")
-        self._query("INSERT OR REPLACE INTO known SELECT key, sample, digest, state, seq FROM result ORDER BY key, sample, seq")
+        self._query(
+            "INSERT OR REPLACE INTO known SELECT key, sample, digest, state, seq FROM result ORDER BY key, sample, seq"
+        )
         self._indexed = True
 
     def counts(self) -> tuple[int, int]:

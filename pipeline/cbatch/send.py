@@ -98,7 +98,7 @@ async def send(
     cap = sizes.cap() if sizes.auto and request.limit_tokens is None else None
     while True:
         cost = sizes.cost(request, cap)
-        worst = _worst(request, sender, cost)
+        worst = _worst(request, sender, cost, len(asked))
         if worst.usd > sender.ledger.row_usd:
             await sender.ledger.cover(worst.usd)
         bill = worst if sender.purse.is_open else None
@@ -235,9 +235,9 @@ async def _admit(sender: Sender, cost: Cost, bill: Bill | None) -> None:
         raise
 
 
-def _worst(request: Request, sender: Sender, cost: Cost) -> Bill:
+def _worst(request: Request, sender: Sender, cost: Cost, body_bytes: int) -> Bill:
     """The most that a request may cost: no token is shorter than a byte, and every one may be the dearer kind."""
-    tokens = max(cost.reserve, cost.reserve - request.prompt_tokens_estimate + len(request.body))
+    tokens = max(cost.reserve, cost.reserve - request.prompt_tokens_estimate + body_bytes)
     price = sender.price
     return Bill(price.most_usd(int(tokens)) if price else 0.0, tokens)
 
@@ -275,7 +275,7 @@ def _take_note(answer: Completion, sender: Sender, loop_sent: float, latency_s: 
         sender.headers_read_at = now
         if words := ratelimits.windows_in(answer.headers):
             sender.gate.listen(words)
-        sender.gate.pacer.succeeded(loop_sent)
+    sender.gate.pacer.succeeded(loop_sent)
     if (away_s := sender.health.answered(now)) is not None:
         sender.gate.reopen()
         sender.throttle.restart()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 START = 8  # in flight, before anything is known
 SLOW_START = 0.5  # of a place more for every answer: half as many again a round
+ENOUGH, LESS_SLOW = 64, 0.1  # from so many on less: all that is in flight when a quota ends is refused
 CUT = 0.7  # of the places stay after a cut
 SLOWER_CUT = 0.85  # and where answers only became slower
 ROUND = 16  # answers at least that tell how long they wait
@@ -61,7 +62,8 @@ class Throttle:
             self._full_at = now
         # Not only who finds every place taken: answers come in bunches, and new workers a commit later.
         if sent_at < self._full_at and not self._queueing:
-            self._credit += SLOW_START if self._slow_start else 1.0 / self.limit
+            steep = SLOW_START if self.limit < ENOUGH else LESS_SLOW
+            self._credit += steep if self._slow_start else 1.0 / self.limit
             if self._credit >= 1:
                 self.limit = min(self.limit + int(self._credit), self.high)
                 self._credit -= int(self._credit)

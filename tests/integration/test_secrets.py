@@ -139,13 +139,20 @@ def test_a_key_that_a_server_says_back_is_not_kept(job: JobFolder, echo: Echo) -
     has_no_key(job, result)
 
 
-@pytest.mark.xfail(reason="client.py removes the key from the bodies of errors only")
 @pytest.mark.parametrize("said", ["html 200", "error 200", "bad header", "bad length", "answer"])
 def test_a_key_in_an_answer_with_status_200_is_not_kept(job: JobFolder, echo: Echo, said: str) -> None:
     result = ask_echo(job, echo, [said])
     assert echo.seen == [KEY]
     assert len(job.results()) == 1
     has_no_key(job, result)
+
+
+def test_a_short_key_may_be_a_word_of_an_answer(job: JobFolder, echo: Echo) -> None:
+    """`EMPTY` is what servers without keys are given."""
+    job.rows([{"q": "answer"}])
+    job.settings |= {"prompt": "Q {{ q }}", "retry": {"attempts": 1}}
+    job.execute(key="EMPTY", to=echo.url)
+    assert [row["text"] for row in job.results()] == ["Bearer EMPTY is no key"]
 
 
 # -- what a run leaves --------------------------------------------------------------------------
@@ -336,7 +343,11 @@ def test_an_env_file_in_another_encoding_is_told(job: JobFolder) -> None:
         pytest.param(["--limit", KEY], "not a valid", id="another option's value"),
     ],
 )
-@pytest.mark.parametrize("to", ["", f"https://me:{KEY}@api.cerebras.ai"], ids=["there", "and in the address"])
+@pytest.mark.parametrize(
+    "to",
+    ["", *(form.format(KEY) for form in ("https://me:{}@h.ai", "https:/me:{}@h", "me:{}@h", "https://me:a/{}@h"))],
+    ids=["there", "and in the address", "one slash", "no scheme", "a slash in it"],
+)
 def test_a_key_on_the_command_line_is_not_said_again(job: JobFolder, args: list[str], said: str, to: str) -> None:
     """A shell's history has it already; a log must not have it too."""
     result = job.execute(*args, key=None, to=to)
@@ -379,6 +390,10 @@ def test_a_key_in_the_job_is_refused_by_its_name(job: JobFolder) -> None:
         ({"params": {"api_key": KEY}}, "params.api_key: unknown key"),
         ({"limits": KEY}, "a mapping of keys"),
         ({"endpoint": f"https://me:{KEY}@host/v1"}, "user name or password"),
+        ({"endpoint": f"https:/me:{KEY}@host"}, "user name or password"),
+        ({"endpoint": f"me:{KEY}@host"}, "user name or password"),
+        ({"endpoint": f"https://me:{KEY}/{KEY}@host"}, "user name or password"),
+        ({"endpoint": f"ftp://me:{KEY}@host"}, "user name or password"),
     ):
         before = dict(job.settings)
         job.settings |= settings

@@ -277,7 +277,6 @@ def test_an_input_that_is_replaced_while_it_is_read(
     assert all(belongs(row, ask(json.loads(row["input"]))) for row in answered)
 
 
-@pytest.mark.xfail(reason="source.py does not notice that the file it reads is another one by now", strict=False)
 def test_an_input_that_is_overwritten_in_place_repeats_no_row(job: JobFolder, sims: Callable[..., Sim]) -> None:
     """Rows that move to where the reading goes on are not read, sent and recorded a second time."""
     job.sim = sims("--speed", "5")
@@ -287,10 +286,37 @@ def test_an_input_that_is_overwritten_in_place_repeats_no_row(job: JobFolder, si
     wait_for(lambda: job.durable >= 20, "20 rows")
     with (job.path / "rows.jsonl").open("r+") as file:  # as an editor that does not write a new file
         file.writelines(json.dumps(row) + "\n" for row in [*rows[200:210], *rows[:290]])
-    assert process.wait().code in (0, 1)
+        file.truncate()
+    ended = process.wait()
+    assert ended.code == 1
+    assert "rows.jsonl: changed while it was read" in ended.err
+    assert "every answer that was counted is safe" in ended.err
     assert len({row["id"] for row in job.results()}) == len(job.results())
     last = job.execute()
     assert last.code == 0, last.err
+
+
+@pytest.mark.parametrize("published", [True, False], ids=["in parts", "in the journal"])
+def test_two_rows_of_one_key_are_reported_and_stop_no_start(job: JobFolder, published: bool) -> None:
+    """They should not be: `verify` finds them, and the same line again still runs."""
+    job.settings["results"] = {"part_rows": 10 if published else 1000}
+    how = {"first": "" if published else die("cbatch.publish:Publisher.cut_now", 1)}
+    assert job.execute("--limit", "20", **how).code in (0, -signal.SIGKILL)
+    with closing(sqlite3.connect(job.run.journal)) as db:
+        db.execute("UPDATE result SET key=(SELECT key FROM result WHERE seq=3) WHERE seq=15")
+        db.commit()
+    said = tell(job, "verify", str(job.run.path))
+    assert said.code == 1
+    assert "1 prompts have more than one row in the journal" in said.out
+    assert job.execute().code == 0
+
+
+def test_a_refusal_names_the_run_directory_wherever_its_journal_is(job: JobFolder, tmp_path: Path) -> None:
+    assert job.execute("--limit", "5", "--state-dir", str(tmp_path / "state")).code == 0
+    job.settings["prompt"] = "Edited: {{ question }}"
+    said = job.execute("--state-dir", str(tmp_path / "state"))
+    assert said.code == 2
+    assert f"{job.run.path}: 5 of 5 known prompts were answered before" in said.err
 
 
 # -- the clock -------------------------------------------------------------------------------

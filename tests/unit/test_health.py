@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cbatch.health import DISTINCT, FIRST_TRY_S, GIVE_UP, LONGEST_TRY_S, UNREACHABLE, Health, Verdict
+from cbatch.health import DISTINCT, FIRST_TRY_S, GIVE_UP, LONGEST_TRY_S, QUIET_S, UNREACHABLE, Health, Verdict
 
 
 def fail(health: Health, now: float, prompt: int, *, unreachable: bool = False) -> Verdict:
@@ -27,6 +27,15 @@ def test_many_different_prompts_in_a_row_without_an_answer_are_an_outage() -> No
     verdicts = [fail(health, 1.0 + n, n) for n in range(DISTINCT + 3)]
     assert verdicts == ["counts"] * (DISTINCT - 1) + ["paused"] * 4
     assert (health.is_down, health.down_since, health.outages) == (True, 1.0, 1), "since the first failure"
+
+
+def test_a_crowd_that_fails_faster_than_any_answer_can_come_is_no_outage() -> None:
+    """500 prompts fail in the same moment: the endpoint is gone when a second later still nobody is answered."""
+    health = proven()
+    assert {fail(health, 5.0, n) for n in range(500)} == {"counts"}
+    assert fail(health, 5.0 + QUIET_S - 0.01, 500) == "counts"
+    assert fail(health, 5.0 + QUIET_S, 501) == "paused"
+    assert health.down_since == 5.0
 
 
 def test_two_poison_rows_at_the_end_of_a_run_are_no_outage_however_often_they_fail() -> None:
@@ -129,7 +138,7 @@ def test_random_failures_of_a_fifth_practically_never_pause() -> None:
 def test_a_pause_needs_proof_and_distinct_prompts_in_a_row(events: list[tuple[str, int, float]]) -> None:
     health, now, answers = Health(100.0), 0.0, 0
     row: set[int] = set()
-    refused = 0
+    refused, since = 0, now
     for what, prompt, later in events:
         now += later
         was_down = health.is_down
@@ -138,14 +147,15 @@ def test_a_pause_needs_proof_and_distinct_prompts_in_a_row(events: list[tuple[st
             assert (away is not None) == was_down
             answers, row, refused = answers + 1, set(), 0
             continue
+        since = since if row else now
         row.add(prompt)
         refused = refused + 1 if what == "refused" else 0
         verdict = fail(health, now, prompt, unreachable=what == "refused")
         if verdict == "counts":
-            assert not answers or (len(row) < DISTINCT and refused < UNREACHABLE)
+            assert not answers or (refused < UNREACHABLE and (len(row) < DISTINCT or now - since < QUIET_S))
         else:
             assert answers
-            assert was_down or len(row) >= DISTINCT or refused >= UNREACHABLE
+            assert was_down or refused >= UNREACHABLE or (len(row) >= DISTINCT and now - since >= QUIET_S)
             assert health.down_since is not None
             assert (verdict == "over") == (now - health.down_since > 100.0)
         assert health.is_down == (verdict != "counts")

@@ -328,3 +328,23 @@ def test_someone_who_looks_at_the_lock_does_not_make_a_runner_refuse(tmp_path: P
     looked.start()
     RunLock(path).close()
     looked.join()
+
+
+def test_of_two_rows_with_one_key_the_newer_counts(reopen: Callable[[], Open]) -> None:
+    """They should not be; and if they are, no later start may fail for it."""
+    opened = reopen()
+    opened.put(record("a", ok=False), record("b"), record("a"))
+    opened.journal.index()
+    known = opened.journal.lookup(key_of("a", "m"), 0)
+    assert known is not None
+    assert (known.seq, known.ok) == (3, True)
+    assert opened.journal.counts() == (2, 1)
+
+
+def test_the_lock_file_can_be_opened_again_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o777)
+    try:
+        RunLock(tmp_path / "journal.lock").close()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "journal.lock").stat().st_mode & 0o777 == 0o600

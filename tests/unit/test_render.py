@@ -407,3 +407,91 @@ def test_a_row_that_brings_its_own_limit_keeps_it_where_the_job_says_auto(name: 
     assert render({"body": "b"}, {"b": own}, params=params).limit_tokens == 9
     del own[name]
     assert render({"body": "b"}, {"b": own}, params=params).limit_tokens is None
+
+
+ROUNDS = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
+DOUBLES = "{% set n = namespace(x=3, s='x') %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}"
+CALLS = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
+LITERAL = "{% for a in [1, 2, 3, 4, 5, 6, 7, 8, 9, 10] %}" * 18 + "{% endfor %}" * 18
+TREE = "{% for x in range(90) recursive %}{% if loop.depth < 12 %}{{ loop(range(90)) }}{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        pytest.param(ROUNDS, id="loops in loops"),
+        pytest.param(LITERAL, id="loops over a literal list"),
+        pytest.param(TREE, id="a recursive loop"),
+        pytest.param(CALLS, id="macros that call themselves twice"),
+        pytest.param(DOUBLES, id="a number that is squared again and again"),
+        pytest.param(DOUBLES.replace("n.x * n.x", "n.x + n.x").replace("x=3", "x='x'"), id="a text that is doubled"),
+        pytest.param(DOUBLES.replace("n.x * n.x", "n.x ~ n.x").replace("x=3", "x='x'"), id="a text, with ~"),
+        pytest.param("{{ '%1000000000d' % 1 }}", id="percent and a width"),
+        pytest.param("{{ '%.*f' % (1000000000, 1.5) }}", id="percent and a precision from the values"),
+        pytest.param("{{ '%1000000000d' | format(1) }}", id="the filter format"),
+        pytest.param("{{ q | center(1000000000) }}", id="the filter center"),
+        pytest.param("{{ q | indent(1000000000, true) }}", id="the filter indent"),
+        pytest.param("{{ [1] | batch(1000000000, 1) | list }}", id="the filter batch"),
+        pytest.param("{{ [1] | tojson(1000000000) }}", id="the filter tojson"),
+        pytest.param("{{ q.ljust(1000000000) }}", id="the method ljust"),
+        pytest.param("{{ '{:1000000000d}'.format(1) }}", id="a format and a width"),
+        pytest.param("{{ '{:{}}'.format(q, 1000000000) }}", id="a format and a width from the values"),
+        pytest.param("{{ '{q:1000000000}'.format_map({'q': 1}) }}", id="format_map"),
+        pytest.param("{{ ('a' * 9000000).replace('a', 'b' * 9000000) }}", id="replace"),
+        pytest.param("{{ range(100000) | join('b' * 9000000) }}", id="join"),
+        pytest.param("{% for i in range(100000) %}{{ long }}{% endfor %}", id="a long column again and again"),
+        pytest.param("{% for i in range(100000) %}{% set x = range(100000) | sum %}{% endfor %}", id="sums in a loop"),
+    ],
+)
+def test_no_template_fills_the_memory_or_stops_the_event_loop(template: str) -> None:
+    """It becomes an error of its row within seconds, where it took minutes in which not even Ctrl-C worked."""
+    with pytest.raises(RenderError, match=r"more than 64 MB of text|of numbers this large|an indent of"):
+        render(template, {"q": "x", "long": "y" * 1_000_000})
+
+
+def test_a_condition_is_bounded_too() -> None:
+    """Every row anew: what one row uses is not missing for the next."""
+    holds = condition("(q | center(40000000)) | length > 1")
+    assert [holds({"q": "x"}) for _ in range(3)] == [True] * 3
+    with pytest.raises(RenderError, match="more than 64 MB"):
+        condition("(q | center(1000000000)) | length > 1")({"q": "x"})
+
+
+def test_what_is_bounded_is_otherwise_as_in_jinja() -> None:
+    template = (
+        "{{ '%5.1f|%s' % (n, 'a') }}{{ n % 3 }}{{ '{:>4}'.format(n) }}{{ q.ljust(3) }}{{ q | center(3) }}"
+        "{{ q ~ n ~ '!' }}{{ [1] + [2] }}"
+        "{% for k, v in d.items() %}{{ loop.index }}/{{ loop.length }}{{ k }}{{ v }}{% endfor %}"
+        "{% for x in [] %}{% else %}none{% endfor %}{% for x in [1, 2, 3] if x > 1 %}{{ x }}{{ ',' if not loop.last }}"
+        "{% endfor %}{% set t %}{{ q }}{{ q }}{% endset %}{{ t }}{{ [[1, [2]], 3] | map('string') | join(';') }}"
+    )
+    assert said({"user": template}, {"q": "x", "n": 7, "d": {"a": 1, "b": 2}}) == (
+        "  7.0|a1   7x   x x7![1, 2]1/2a12/2b2none2,3xx[1, [2]];3"
+    )
+
+
+def test_a_long_output_is_whole() -> None:
+    assert said("{% for i in range(n) %}{{ i }}{{ none_ }},{% endfor %}", {"n": 5000, "none_": ""}) == "".join(
+        f"{i}," for i in range(5000)
+    )
+
+
+def test_a_body_that_is_nested_too_deeply_is_an_error_of_that_row() -> None:
+    deep: Any = "x"
+    for _ in range(990):
+        deep = [deep]
+    with pytest.raises(RenderError, match=r"nested too deeply|cannot be written as JSON"):
+        render({"body": "b"}, {"b": {"messages": [{"role": "user", "content": deep}]}})
+
+
+@pytest.mark.parametrize("name", ["max_completion_tokens", "max_tokens"])
+def test_an_endless_limit_is_sent_as_it_is_and_reckoned_with_as_a_trillion(name: str) -> None:
+    """Its sum with anything would fit no column of 64 bits, and the part could never be written."""
+    own = {"messages": TURNS, name: 2**63 - 1}
+    for made in (
+        render({"body": "b"}, {"b": own}),
+        Renderer(job("x", model="unknown", params={name: 2**63 - 1}), "unknown")(row({})),
+    ):
+        assert json.loads(made.body)[name] == 2**63 - 1
+        assert made.limit_tokens == 10**12
+        assert made.reserve_tokens == made.prompt_tokens_estimate + 10**12

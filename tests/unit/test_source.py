@@ -647,3 +647,76 @@ def test_the_limit_stops_reading(tmp_path: Path) -> None:
     assert len(list(source(tmp_path, ["a.jsonl", "b.parquet"], limit=2).rows())) == 2
     with pytest.raises(SourceError, match=r"b\.parquet: cannot be read after row 2"):
         list(source(tmp_path, ["a.jsonl", "b.parquet"], limit=3).rows())
+
+
+# -- files that change while they are read ---------------------------------------------------------
+
+
+def _jsonl(first: int, last: int) -> bytes:
+    return b"".join(json.dumps({"q": n, "padding": "x" * 1000}).encode() + b"\n" for n in range(first, last))
+
+
+def _csv(first: int, last: int) -> bytes:
+    return b"q,padding\n" + b"".join(b"%d,%s\n" % (n, b"x" * 1000) for n in range(first, last))
+
+
+def _array(first: int, last: int) -> bytes:
+    return b"[" + b",".join(_jsonl(first, last).splitlines()) + b"]"
+
+
+@pytest.mark.parametrize("new", [(10, 510), (0, 100), (400, 1000)], ids=["as long", "shorter", "longer"])
+@pytest.mark.parametrize(("name", "write_rows"), [("a.jsonl", _jsonl), ("a.csv", _csv), ("a.json", _array)])
+def test_a_file_that_is_overwritten_in_place_ends_the_reading_before_a_new_byte_is_used(
+    tmp_path: Path, name: str, write_rows: Any, new: tuple[int, int]
+) -> None:
+    path = write(tmp_path, name, write_rows(0, 500))
+    made = source(tmp_path, name)
+    reading = made.prompts(made.survey(), ("m",))
+    seen = [next(reading).fields for _ in range(50)]
+    path.write_bytes(write_rows(*new))
+    with pytest.raises(SourceError, match=f"{name}: changed while it was read") as caught:
+        seen += [prompt.fields for prompt in reading]
+    assert [int(row["q"]) for row in seen if row] == list(range(len(seen)))
+    assert "every answer that was counted is safe" in str(caught.value.hint)
+    assert caught.value.exit_code == 1
+    with pytest.raises(SourceError, match="changed while it was read"):  # nor may another model's rows be of it
+        list(made.prompts(Survey(rows=500, problems=0, fingerprint="", repeated=frozenset(), chosen=None), ("m",)))
+
+
+@pytest.mark.parametrize("how", ["appended to", "touched", "renamed over", "deleted"])
+def test_a_file_that_still_says_the_same_is_read_on(tmp_path: Path, how: str) -> None:
+    """What is appended, or is of another file, is not what was being read."""
+    path = write(tmp_path, "a.jsonl", _jsonl(0, 500))
+    made = source(tmp_path, "a.jsonl")
+    reading = made.prompts(made.survey(), ("m",))
+    first = [next(reading) for _ in range(50)]
+    if how == "appended to":
+        with path.open("ab") as file:
+            file.write(_jsonl(500, 510))
+    elif how == "touched":
+        path.touch()
+    elif how == "renamed over":
+        write(tmp_path, "b.jsonl", _jsonl(7, 300)).rename(path)
+    else:
+        path.unlink()
+    numbers = [prompt.fields["q"] for prompt in [*first, *reading] if prompt.fields]
+    assert numbers == list(range(510 if how == "appended to" else 500))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_other_formats_notice_it_too(tmp_path: Path, name: str) -> None:
+    def packed(shift: int) -> bytes:
+        if name.endswith("parquet"):
+            sink = io.BytesIO()
+            pq.write_table(pa.table({"q": [f"{n + shift} {n * 7919 % 1013}" for n in range(9000)]}), sink)
+            return sink.getvalue()
+        rows = lines(*({"q": n + shift, "x": f"{n * 7919**3:x}" * 20} for n in range(9000))).encode()
+        return gzip.compress(rows) if name.endswith("gz") else _zstd(rows)
+
+    path = write(tmp_path, name, packed(0))
+    made = source(tmp_path, name)
+    reading = made.prompts(made.survey(), ("m",))
+    next(reading)
+    path.write_bytes(packed(500))
+    with pytest.raises(SourceError, match=r"changed while it was read"):
+        list(reading)

@@ -124,7 +124,7 @@ class Pacer:
         floats = self.floats
         if not floats[LAST_TAKE] or now - floats[LAST_TAKE] > IDLE_S:
             for lesson, spent in zip(self._lessons, (SPENT_REQUESTS, SPENT_TOKENS), strict=True):
-                lesson.begin(now, floats[spent])
+                lesson.begin(now, floats[spent], floats[SPENT_REQUESTS])
         floats[LAST_TAKE] = now
         self._lessons[0].look(now, floats[SPENT_REQUESTS])
         floats[SPENT_REQUESTS] += 1
@@ -223,9 +223,10 @@ class Pacer:
         self.give_back(now, cost)
         floats = self.floats
         lesson = self._lessons[kind != "requests"]
+        unit = 1.0 if kind == "requests" else cost.reserve
         if lesson.knows(sent_at):
             if lesson.is_open:
-                lesson.late(1.0 if kind == "requests" else cost.reserve)
+                lesson.late(unit)
                 self.hold(now + (stated_s or 0.0))
             return True
         spent = floats[SPENT_REQUESTS if kind == "requests" else SPENT_TOKENS]
@@ -239,7 +240,7 @@ class Pacer:
             if kind != "requests" and window.level(now) > cost.reserve:
                 self._refund *= WARY  # there was room by our count: maybe it keeps what was reserved
             window.empty(now)
-        self.hold(now + lesson.open(now, which, spent, stated_s, full_in_s))
+        self.hold(now + lesson.open(now, which, spent, unit, stated_s, full_in_s))
         return True
 
     def _which(self, kind: Kind, period: Period | None, stated_s: float | None) -> int:
@@ -252,7 +253,7 @@ class Pacer:
 
     def _learn(self, now: float, lesson: Lesson) -> None:
         window = self._windows[int(lesson[WHICH])]
-        lesson.close(now, window, self.share)
+        lesson.close(now, window, self.share, self.floats[SPENT_REQUESTS])
         self.floats[VERSION] += 1
 
     # -- limits -----------------------------------------------------------------------------
@@ -276,7 +277,7 @@ def _by_window(quota: Quota) -> tuple[int | None, ...]:
     return (None, quota.rpm, quota.rph, quota.rpd, quota.tpm, quota.tph, quota.tpd, quota.total_tpm)
 
 
-def forget(floats: MutableSequence[float], *, age_s: float) -> None:
+def forget(floats: MutableSequence[float], now: float, *, age_s: float) -> None:
     """Nobody else uses these numbers, and they are so old: drop what only a living process can know.
 
     What users told goes at once. What was learned stays; after a day it is a guess again, and what
@@ -287,9 +288,9 @@ def forget(floats: MutableSequence[float], *, age_s: float) -> None:
         window[TOLD] = 0.0
         if age_s > REMEMBER_S:
             window[SAID] = 0.0
-    if age_s > REMEMBER_S:
-        for kind in (0, 1):
-            Lesson(floats, kind).distrust()
+    for kind in (0, 1):
+        lesson = Lesson(floats, kind)
+        lesson.distrust() if age_s > REMEMBER_S else lesson.remembered(now)
     floats[VERSION] += 1
 
 
