@@ -182,7 +182,7 @@ class Gate:
                     continue
                 if ready > now or not self._may_go:
                     blocked_by = self._trial_because or self.pacer.waiting_for(now, cost)[0]
-                    if ready > now:
+                    if now < ready < float("inf"):  # else an answer in flight comes first, and calls `leave`
                         again = min(ready, now + LOOK_AGAIN_S) if self._shared else ready
                         self._timer = self._loop.call_at(again, self.serve)
                     break

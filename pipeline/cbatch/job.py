@@ -10,7 +10,7 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 from cbatch import catalog
 
@@ -257,6 +257,10 @@ class Limits(Part):
         if bounds[0] > bounds[1]:
             raise ValueError(f"{bounds[0]}..{bounds[1]}: the first number is the smaller one")
         return value
+
+    @field_serializer("concurrency")
+    def _as_written(self, value: int | tuple[int, int]) -> int | str:
+        return f"{value[0]}..{value[1]}" if isinstance(value, tuple) else value
 
     @property
     def in_flight(self) -> tuple[int, int]:

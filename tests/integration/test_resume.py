@@ -179,7 +179,7 @@ def test_an_input_that_shrinks_while_it_is_read_is_not_a_finished_run(job: JobFo
         file.truncate(sum(len(file.readline()) for _ in range(500)))
     stopped = process.wait()
     assert stopped.code == 1
-    assert "prompts could not be read any more: the input changed while it was read" in stopped.err
+    assert "changed while it was read" in stopped.err
     sent = job.sim.requests
     assert job.execute().code == 0
     assert job.sim.requests == sent

@@ -8,7 +8,7 @@ from tests.soak import Settings, soak
 def test_a_small_soak() -> None:
     """Two kills, a disk that fills up where one may be mounted, and a fifth of the answers failing: nothing is lost."""
     figures = soak(
-        Settings(rows=400, limit_s=50.0, kill_every=(0.9, 1.3), concurrency=8, disturbances=3, fill_first=True)
+        Settings(rows=400, limit_s=150.0, kill_every=(0.9, 1.3), concurrency=8, disturbances=3, fill_first=True)
     )
     assert not figures.problems, figures.lines()
     assert figures.rows_in_results == 400

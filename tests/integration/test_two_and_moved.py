@@ -350,7 +350,8 @@ def check_durations(job: JobFolder) -> None:
     sessions = job.run.read_info()["sessions"]
     status = json.loads(tell(job, "status", str(job.run.path), "--json").out)
     for session in (*sessions, status):
-        assert {k: v for k, v in session.items() if k.endswith("_s") and not 0 <= (v or 0) < 1000} == {}
+        times = session | {f"{cause}_s": seconds for cause, seconds in session.pop("time_lost_s").items()}
+        assert {k: v for k, v in times.items() if k.endswith("_s") and not 0 <= (v or 0) < 1000} == {}
 
 
 @pytest.mark.parametrize("shift_s", [-3600.0, 86_400.0], ids=["an hour back", "a day forward"])

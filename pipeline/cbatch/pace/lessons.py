@@ -49,16 +49,17 @@ LONGEST_TRY_S = 30.0
 PLAUSIBLE = 0.9  # of the last lesson: a bucket that was measured well refuses nobody who is slower
 IMPLAUSIBLE = 4  # refusals in a row of those who were: then speed is not what is refused
 DISAGREE = 6  # measurements in a row that do not agree with the one before: there is no limit to measure
-FAR_BELOW = 0.7  # the first measurement: refusals that go on here are no matter of speed either
+FAR_BELOW = 0.8  # the first measurement: refusals that go on here are no matter of speed either
 IGNORE_S = 60.0  # nothing is learned for so long then
 STORM, STORM_REQUESTS = 0.5, 20  # unless so large a part of so many requests is refused meanwhile
 
 OPENED, OPENED_SPENT, LATE, OPEN, MARK, MARK_SPENT, MARK_FULL = range(7)
 STREAK, GROW_AT, PROBE_WAIT_S, WHICH, STATED_S = range(7, 12)
-ODD, MEASURED_FIRST, IGNORE_UNTIL, IGNORED, IGNORED_FROM, MEASURED, REFUSALS, MARK_COUNT, UNIT = range(12, 21)
-LOOK_AT, LOOK, LOOK_BEFORE_AT, LOOK_BEFORE = range(21, LESSON)
+ODD, MEASURED_FIRST, IGNORE_UNTIL, IGNORED, IGNORED_FROM, MEASURED, REFUSALS, MARK_COUNT, UNIT, REFUSED = range(12, 22)
+LOOK_AT, LOOK, LOOK_BEFORE_AT, LOOK_BEFORE = range(22, LESSON)
 EVIDENCE, EVIDENCE_S = 20, 5.0  # requests, or seconds, between refusals that measure anything
-TOO_OFTEN = 4  # refusals in less than that, at a speed that was measured
+TOO_OFTEN = 4  # episodes in less than that, at a speed that was measured, are no matter of speed
+FEW = 0.5  # of a crowd; a limit that is met refuses nearly all of it, so fewer are no matter of speed either
 LOOK_S = 0.6  # two looks back are the last second, or a little more
 
 
@@ -85,7 +86,7 @@ class Lesson:
     def begin(self, now: float, spent: float, count: float) -> None:
         """The bucket is full, or nearly: measure from here. `count` are the requests in `spent`."""
         self[MARK], self[MARK_SPENT], self[MARK_COUNT], self[MARK_FULL] = now, spent, count, 1.0
-        self[REFUSALS] = 0.0
+        self[REFUSALS] = self[REFUSED] = 0.0
 
     def knows(self, sent_at: float) -> bool:
         """Whether a refusal of what was sent then is part of an episode that is known."""
@@ -107,11 +108,13 @@ class Lesson:
         self[OPENED], self[OPENED_SPENT], self[LATE], self[OPEN] = now, spent, 0.0, 1.0
         self[WHICH], self[STATED_S], self[UNIT] = which, stated_s or 0.0, unit
         self[STREAK] += 1
+        self[REFUSED] += 1
         return wait_s
 
     def late(self, amount: float) -> None:
         """So much of what was charged before the refusal was refused, too."""
         self[LATE] += amount
+        self[REFUSED] += 1
 
     def close(self, now: float, window: Window, share: float, count: float) -> None:
         """Learn, now that everything that was sent before the refusal is answered."""
@@ -131,12 +134,17 @@ class Lesson:
                 self._grow_later(now, window)
             return
         self[REFUSALS] += 1
-        if count - self[MARK_COUNT] < EVIDENCE and elapsed_s < EVIDENCE_S:
-            if known and self[REFUSALS] >= TOO_OFTEN:
+        seen = count - self[MARK_COUNT]
+        often = self[REFUSALS] >= TOO_OFTEN
+        if seen < EVIDENCE and elapsed_s < EVIDENCE_S:
+            if known and often:
                 self._ignore(now, window, spent)
             return
+        if often and not known and self[REFUSED] < FEW * (self[REFUSED] + seen):
+            self._ignore(now, window, spent)
+            return
         self[MARK], self[MARK_SPENT], self[MARK_FULL] = opened, spent, 0.0
-        self[MARK_COUNT], self[REFUSALS] = count, 0.0
+        self[MARK_COUNT], self[REFUSALS], self[REFUSED] = count, 0.0, 0.0
         told = window[TOLD] or window[SAID]
         if window.kind != "requests":
             admitted += self[UNIT]  # up to one reservation was left when the next one was refused
@@ -154,9 +162,11 @@ class Lesson:
             return
         compared = measured / self[MEASURED] if self[MEASURED] else 0.0
         self[MEASURED] = 0.0 if first else measured
+        agrees = 1 / AGREE <= compared <= AGREE
         learned = min(known * SLOWER, measured) if known else measured
-        if not settled and compared > AGREE:  # faster than the last time, and more got through: no limit was there
-            learned = known
+        if not settled and not first and not agrees:
+            # Measure again, at twice the speed: a real limit lets as much through as before.
+            learned = 2 * measured
         if told:  # one refusal does not overrule what is known: others may have used the account for a moment
             learned = max(learned, known * GENTLE)
         window[LEARNED] = learned
@@ -164,7 +174,7 @@ class Lesson:
         window[FREE_AT] = min(window[FREE_AT], opened + seconds / (learned * share)) if known else opened
         if first or told:
             self[PROBE_WAIT_S] = 0.0 if settled else FEEL
-        elif settled or 1 / AGREE <= compared <= AGREE:
+        elif settled or agrees:
             if not settled:
                 self[ODD] = 0.0
             self[PROBE_WAIT_S] = min(max(2 * self[PROBE_WAIT_S], PROBE_S), LONGEST_PROBE_S)
@@ -202,7 +212,7 @@ class Lesson:
         return odd
 
     def _ignore(self, now: float, window: Window, spent: float) -> None:
-        window[LEARNED] = self[MEASURED] = self[REFUSALS] = 0.0
+        window[LEARNED] = self[MEASURED] = self[REFUSALS] = self[REFUSED] = 0.0
         self[IGNORE_UNTIL], self[IGNORED], self[IGNORED_FROM] = now + IGNORE_S, 0.0, spent
 
     def ignores(self, now: float, spent: float) -> bool:

@@ -95,6 +95,8 @@ class Pacer:
                 if lesson.is_open:
                     self._learn(now, lesson)
         ready, why = self.floats[HELD], A_REFUSAL
+        if self.in_flight and any(lesson[STREAK] and self._unlimited(lesson) for lesson in self._lessons):
+            return float("inf"), A_REFUSAL  # one at a time until one gets through: a crowd would be refused
         active = self._current()
         burst = rest is not None and self._all_fits(now, *rest)
         for window in active:
@@ -104,6 +106,10 @@ class Pacer:
             if full > now and full > ready:
                 ready, why = full, str(window)
         return ready, why
+
+    def _unlimited(self, lesson: Lesson) -> bool:
+        """Whether nothing paces what this lesson is about."""
+        return not self._windows[int(lesson[WHICH])].limit
 
     def _all_fits(self, now: float, requests: int, tokens: float) -> bool:
         confirmed = False
