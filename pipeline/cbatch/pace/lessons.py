@@ -39,6 +39,7 @@ FEEL_S, FEEL_REQUESTS = 1.0, 2  # after so long and so many requests
 FEEL_AT = 0.7  # of the speed at which the first refusal came
 AGREE = 1.25  # measurements that are no further apart are of the same limit
 IDLE_S = 120.0  # after which the server's minute is full again, so that a measurement begins anew
+PAUSE_S = 0.5  # without a request that could have gone
 SLOWER = 0.95  # a refusal always means slower
 GENTLE = 0.9  # and no more than this much slower, where the limit was told
 CAREFUL = 0.99  # of what the first refusal says, where the server says when there is more
@@ -49,7 +50,7 @@ LONGEST_TRY_S = 30.0
 PLAUSIBLE = 0.9  # of the last lesson: a bucket that was measured well refuses nobody who is slower
 IMPLAUSIBLE = 4  # refusals in a row of those who were: then speed is not what is refused
 DISAGREE = 6  # measurements in a row that do not agree with the one before: there is no limit to measure
-FAR_BELOW = 0.8  # the first measurement: refusals that go on here are no matter of speed either
+FAR_BELOW = 0.7  # the first measurement: refusals that go on here are no matter of speed either
 IGNORE_S = 60.0  # nothing is learned for so long then
 STORM, STORM_REQUESTS = 0.5, 20  # unless so large a part of so many requests is refused meanwhile
 
@@ -87,6 +88,10 @@ class Lesson:
         """The bucket is full, or nearly: measure from here. `count` are the requests in `spent`."""
         self[MARK], self[MARK_SPENT], self[MARK_COUNT], self[MARK_FULL] = now, spent, count, 1.0
         self[REFUSALS] = self[REFUSED] = 0.0
+
+    def pause(self, seconds: float) -> None:
+        """For so long nothing was asked for."""
+        self[MARK] += seconds
 
     def knows(self, sent_at: float) -> bool:
         """Whether a refusal of what was sent then is part of an episode that is known."""

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable, MutableSequence
 
 from cbatch.catalog import Quota
-from cbatch.pace.lessons import IDLE_S, OPENED, STREAK, WHICH, Lesson
+from cbatch.pace.lessons import IDLE_S, OPENED, PAUSE_S, STREAK, WHICH, Lesson
 from cbatch.pace.windows import (
     CONFIRMED_AT,
     FLOATS,
@@ -131,12 +131,16 @@ class Pacer:
         if not floats[LAST_TAKE] or now - floats[LAST_TAKE] > IDLE_S:
             for lesson, spent in zip(self._lessons, (SPENT_REQUESTS, SPENT_TOKENS), strict=True):
                 lesson.begin(now, floats[spent], floats[SPENT_REQUESTS])
+        active = self._current()
+        if now - floats[LAST_TAKE] > PAUSE_S:
+            since = max(floats[LAST_TAKE], floats[HELD], *(window.free_at for window in active))
+            for lesson in self._lessons:  # nobody wanted anything: that time measures nothing
+                lesson.pause(max(now - since, 0.0))
         floats[LAST_TAKE] = now
         self._lessons[0].look(now, floats[SPENT_REQUESTS])
         floats[SPENT_REQUESTS] += 1
         floats[SPENT_TOKENS] += cost.reserve
         self.in_flight += 1
-        active = self._current()
         if not active:
             return
         burst = rest is not None and self._all_fits(now, *rest)
