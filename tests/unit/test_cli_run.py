@@ -51,7 +51,6 @@ EVERYTHING = Summary(
 )
 
 
-@pytest.mark.xfail(reason="15 lines since auto, learned and paused have theirs", strict=False)
 @pytest.mark.parametrize(
     "changed",
     [

@@ -265,7 +265,7 @@ def test_a_refusal_holds_a_gate_without_limits_and_an_empty_one(virtual: Virtual
 
 def test_two_refusals_are_the_longer_wait(virtual: Virtual) -> None:
     async def main() -> None:
-        guests = Guests(gate())
+        guests = Guests(gate(rpm=600))
         sent_at = asyncio.get_running_loop().time()
         for name in "abc":
             await guests.come(name)
@@ -273,10 +273,36 @@ def test_two_refusals_are_the_longer_wait(virtual: Virtual) -> None:
         guests.come("d")
         await asyncio.sleep(1)
         refuse(guests.door, sent_at, 2)
-        assert guests.door.waiting_for == ("a 429 to pass", 9.0)
+        assert guests.door.waiting_for == ("a 429 to pass", pytest.approx(9))
         refuse(guests.door, sent_at, 20)
-        assert guests.door.waiting_for == ("a 429 to pass", 20.0)
+        assert guests.door.waiting_for == ("a 429 to pass", pytest.approx(20))
         await guests.wait()
+
+    virtual(main())
+
+
+def test_while_nothing_paces_what_was_refused_one_goes_at_a_time_until_one_gets_through(virtual: Virtual) -> None:
+    """One answer and two refusals teach no limit, and a crowd would be refused again."""
+
+    async def main() -> None:
+        guests = Guests(gate())
+        door, sent_at = guests.door, asyncio.get_running_loop().time()
+        for name in "abc":
+            await guests.come(name)
+        door.leave(cost(0), used(0))
+        refuse(door, sent_at, 10)
+        for name in "def":
+            guests.come(name)
+        await turns()
+        assert door.waiting_for == ("a 429 to pass", float("inf")), "for the answer that is in flight"
+        refuse(door, sent_at, 10)
+        assert door.waiting_for == ("a 429 to pass", pytest.approx(10))
+        await asyncio.sleep(60)
+        assert guests.admitted[3:] == [("d", pytest.approx(10))]
+        door.pacer.succeeded(sent_at + 10)
+        door.leave(cost(0), used(0))
+        await guests.wait()
+        assert guests.admitted[4:] == [("e", pytest.approx(60)), ("f", pytest.approx(60))]
 
     virtual(main())
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cbatch.throttle import CUT, ROUND, SLOW_START, SLOWER_CUT, START, Throttle
+from cbatch.throttle import CUT, ENOUGH, LESS_SLOW, ROUND, SLOW_START, SLOWER_CUT, START, Throttle
 
 
 class Load:
@@ -31,17 +31,23 @@ class Load:
 
 
 def grown(places: int) -> int:
-    """After one round of slow start."""
-    return int(places * (1 + SLOW_START))
+    """After one round of slow start: the answers that come before there are enough places count more."""
+    steep = max(min(places, (ENOUGH - places) / SLOW_START), 0.0)
+    return int(places + steep * SLOW_START + (places - steep) * LESS_SLOW)
 
 
-def test_slow_start_grows_by_its_share_a_round_up_to_the_bound() -> None:
+def test_slow_start_grows_by_half_a_round_until_enough_are_in_flight_then_by_a_tenth_up_to_the_bound() -> None:
     throttle = Throttle(1, 512)
     load = Load(throttle)
-    for _ in range(14):
-        before = throttle.limit
+    limits = [throttle.limit]
+    while throttle.limit < 512:
         load.round()
-        assert abs(throttle.limit - min(grown(before), 512)) <= 1
+        limits.append(throttle.limit)
+        assert abs(throttle.limit - min(grown(limits[-2]), 512)) <= 1
+    assert limits[:6] == [8, 12, 18, 27, 40, 60]
+    rounds = sum(limit > ENOUGH for limit in limits)
+    assert 20 <= rounds <= 24, "each a tenth more"
+    load.round()
     assert throttle.limit == 512
 
 
@@ -130,7 +136,7 @@ def test_answers_that_wait_longer_than_they_used_to_are_a_queue_and_cost_a_place
     assert throttle.cuts.slower == 1, "one cut: when they wait no longer, it stays"
 
 
-def test_the_first_rounds_are_measured_while_slow_start_doubles() -> None:
+def test_the_first_rounds_are_measured_while_slow_start_grows() -> None:
     """Else the best round would be one with every place taken, and no queue would ever be seen."""
     throttle = Throttle(1, 512)
     load = Load(throttle)

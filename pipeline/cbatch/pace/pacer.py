@@ -55,6 +55,7 @@ class Pacer:
         self.share = share
         self.in_flight = 0
         self._heard = False
+        self._waited = False  # whether somebody had to wait since the last request went
         self._empty_words = [0] * len(WINDOWS)  # in a row, of each window
         self._refund = 1.0
         self._windows = [Window(self.floats, which) for which in range(len(WINDOWS))]
@@ -74,7 +75,9 @@ class Pacer:
         `rest` is (requests, tokens to be reserved) of the whole rest of the job: where the server says
         that all of it fits what is left, it need not be spread. Raises NeverFits.
         """
-        return self._ready(now, cost, rest)[0]
+        ready = self._ready(now, cost, rest)[0]
+        self._waited = self._waited or ready > now
+        return ready
 
     def waiting_for(self, now: float, cost: Cost) -> tuple[str, float]:
         """What binds right now, in words for a progress line, and for how long: ("tokens/min", 2.5)."""
@@ -131,16 +134,16 @@ class Pacer:
         if not floats[LAST_TAKE] or now - floats[LAST_TAKE] > IDLE_S:
             for lesson, spent in zip(self._lessons, (SPENT_REQUESTS, SPENT_TOKENS), strict=True):
                 lesson.begin(now, floats[spent], floats[SPENT_REQUESTS])
-        active = self._current()
-        if now - floats[LAST_TAKE] > PAUSE_S:
-            since = max(floats[LAST_TAKE], floats[HELD], *(window.free_at for window in active))
+        elif now - floats[LAST_TAKE] > PAUSE_S and not self._waited:
             for lesson in self._lessons:  # nobody wanted anything: that time measures nothing
-                lesson.pause(max(now - since, 0.0))
+                lesson.pause(max(now - max(floats[LAST_TAKE], floats[HELD]), 0.0))
+        self._waited = False
         floats[LAST_TAKE] = now
         self._lessons[0].look(now, floats[SPENT_REQUESTS])
         floats[SPENT_REQUESTS] += 1
         floats[SPENT_TOKENS] += cost.reserve
         self.in_flight += 1
+        active = self._current()
         if not active:
             return
         burst = rest is not None and self._all_fits(now, *rest)
