@@ -21,6 +21,7 @@ from cbatch.pace import FLOATS, WINDOWS, Cost, Kind, NeverFits, Pacer, Period, S
 from cbatch.pace.lessons import IDLE_S, MARK
 from cbatch.pace.windows import (
     LEARNED,
+    LEVEL_AT,
     MAKE_UP_S,
     SECONDS,
     SPENT_REQUESTS,
@@ -712,34 +713,31 @@ def _learn(how: str, limit: int, period: Period, kind: Kind, says_wait: bool) ->
 TOO_SLOW_OR_REFUSED = {
     "5 requests a minute, bucket": "the documented reading: 83 refused, 190 admitted",
     "5 requests a minute, bucket, no Retry-After": "the documented reading: 99 refused, 204 admitted",
-    "50 requests a second, bucket": "the documented reading: 66 refused, 1,780 admitted",
+    "50 requests a second, bucket": "the documented reading: 65 refused, 1,787 admitted",
     "5 requests a minute, fixed": "undocumented: 119 refused, 185 admitted",
     "5 requests a minute, fixed, no Retry-After": "undocumented: 118 refused, 195 admitted",
-    "1000 requests a minute, fixed, no Retry-After": "undocumented: 351 refused, 5,916 admitted",
-    "50 requests a second, fixed, no Retry-After": "undocumented: 1,571 refused, 1,921 admitted",
-    "1000000 tokens a minute, fixed, no Retry-After": "undocumented: 126 refused, 1,342 admitted",
+    "1000 requests a minute, fixed, no Retry-After": "undocumented: 361 refused, 5,916 admitted",
+    "1000000 tokens a minute, fixed, no Retry-After": "undocumented: 171 refused, 1,682 admitted",
     "5 requests a minute, sliding": "undocumented: 95 refused, 157 admitted",
     "5 requests a minute, sliding, no Retry-After": "undocumented: 110 refused, 176 admitted",
-    "1000 requests a minute, sliding, no Retry-After": "undocumented: 174 refused, 3,979 admitted",
-    "50 requests a second, sliding": "undocumented: 61 refused, 1,821 admitted",
-    "1000000 tokens a minute, sliding, no Retry-After": "undocumented: 123 refused, 1,294 admitted",
+    "1000 requests a minute, sliding, no Retry-After": "undocumented: 191 refused, 3,979 admitted",
+    "1000000 tokens a minute, sliding, no Retry-After": "undocumented: 117 refused, 984 admitted",
 }
 NOT_LEARNED_WELL = {
-    "5 requests a minute, bucket": "the documented reading: 15 episodes, believes in 1.27 times it",
-    "5 requests a minute, bucket, no Retry-After": "the documented reading: 27 episodes, believes in 1.16 times it",
-    "1000 requests a minute, bucket": "the documented reading: believes in 1.44 times it",
-    "5 requests a minute, fixed": "undocumented: 13 episodes, believes in no limit",
+    "5 requests a minute, bucket": "the documented reading: 15 episodes, believes in 1.27 x it",
+    "5 requests a minute, bucket, no Retry-After": "the documented reading: 27 episodes, believes in 1.16 x it",
+    "1000 requests a minute, bucket": "the documented reading: believes in 1.40 x it",
+    "5 requests a minute, fixed": "undocumented: 13 episodes, believes in none",
     "5 requests a minute, fixed, no Retry-After": "undocumented: 64 episodes",
-    "1000 requests a minute, fixed": "undocumented: believes in 1.46 times it",
-    "1000 requests a minute, fixed, no Retry-After": "undocumented: 27 episodes, 82 % of it, believes in 41.12 times it",
-    "50 requests a second, fixed, no Retry-After": "undocumented: believes in no limit",
+    "1000 requests a minute, fixed": "undocumented: believes in 1.46 x it",
+    "1000 requests a minute, fixed, no Retry-After": "undocumented: 25 episodes, 82 % of it, believes in 41.14 x it",
     "1000000 tokens a minute, fixed": "undocumented: 66 % of it",
-    "1000000 tokens a minute, fixed, no Retry-After": "undocumented: 23 episodes, 34 % of it",
+    "1000000 tokens a minute, fixed, no Retry-After": "undocumented: 36 episodes, 76 % of it, believes in 1.24 x it",
     "5 requests a minute, sliding": "undocumented: 15 episodes, 76 % of it",
     "5 requests a minute, sliding, no Retry-After": "undocumented: 34 episodes",
-    "1000 requests a minute, sliding, no Retry-After": "undocumented: 18 episodes, 79 % of it",
+    "1000 requests a minute, sliding, no Retry-After": "undocumented: 17 episodes, 79 % of it",
     "1000000 tokens a minute, sliding": "undocumented: 58 % of it",
-    "1000000 tokens a minute, sliding, no Retry-After": "undocumented: 25 episodes, 77 % of it",
+    "1000000 tokens a minute, sliding, no Retry-After": "undocumented: 24 episodes, 40 % of it",
 }
 
 
@@ -762,6 +760,22 @@ def test_a_limit_that_nobody_told_is_learned_and_then_used(
     assert server.episodes <= 8
     assert busy > 0.85
     assert min(pacer.learned().values(), default=math.inf) < 1.1 * limit
+
+
+@pytest.mark.xfail(strict=True, reason="a doubt looks at the flow only: not a token more in 2 minutes")
+def test_a_learned_token_limit_is_doubted_where_reservations_hold_requests_up() -> None:
+    """One at a time, 20,000 reserved and 3,000 used: all that was learned is used, so more is tried."""
+    pacer = Pacer(now=1_000.0)
+    window = Window(pacer.floats, WINDOWS.index(("tokens", "minute")))
+    window[LEARNED], window[LEVEL_AT] = 600_000.0, 1_000.0  # a refusal: nothing is left
+    pacer._version = -1
+    now, cost = 1_000.0, Cost(20_000, 3_000, 3_000)
+    while now < 1_120:
+        now = max(now, pacer.ready_at(now, cost))
+        pacer.take(now, cost)
+        now += 0.2
+        pacer.settle(now, cost, Used(3_000, 3_000))
+    assert pacer.learned()["tokens/min"] > 620_000
 
 
 @pytest.mark.parametrize("idle_s", [0.0, IDLE_S + 1])

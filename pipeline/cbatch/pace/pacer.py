@@ -55,6 +55,7 @@ class Pacer:
         self.share = share
         self.in_flight = 0
         self._heard = False
+        self._trying = False  # whether one that tries is in flight: after a refusal, of what nothing paces
         self._waited = False  # whether somebody had to wait since the last request went
         self._empty_words = [0] * len(WINDOWS)  # in a row, of each window
         self._refund = 1.0
@@ -98,7 +99,7 @@ class Pacer:
                 if lesson.is_open:
                     self._learn(now, lesson)
         ready, why = self.floats[HELD], A_REFUSAL
-        if self.in_flight and any(lesson[STREAK] and self._unlimited(lesson) for lesson in self._lessons):
+        if self._trying and any(lesson[STREAK] and self._unlimited(lesson) for lesson in self._lessons):
             return float("inf"), A_REFUSAL  # one at a time until one gets through: a crowd would be refused
         active = self._current()
         burst = rest is not None and self._all_fits(now, *rest)
@@ -143,6 +144,7 @@ class Pacer:
         floats[SPENT_REQUESTS] += 1
         floats[SPENT_TOKENS] += cost.reserve
         self.in_flight += 1
+        self._trying = any(lesson[STREAK] for lesson in self._lessons)
         active = self._current()
         if not active:
             return
@@ -158,6 +160,7 @@ class Pacer:
     def settle(self, now: float, cost: Cost, used: Used | None) -> None:
         """Correct the charge to what was really used; None is unknown, and keeps the reservation."""
         self.in_flight -= 1
+        self._trying = False
         if used is None:
             return
         most = 2 * cost.reserve  # a server that lies must not stop the run for ever
@@ -171,6 +174,7 @@ class Pacer:
     def give_back(self, now: float, cost: Cost) -> None:
         """The request was refused, or never sent: nothing was spent."""
         self.in_flight -= 1
+        self._trying = False
         self.floats[SPENT_REQUESTS] -= 1
         self.floats[SPENT_TOKENS] -= cost.reserve
         for window in self._current():
