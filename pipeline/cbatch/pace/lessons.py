@@ -56,8 +56,8 @@ STORM, STORM_REQUESTS = 0.5, 20  # unless so large a part of so many requests is
 
 OPENED, OPENED_SPENT, LATE, OPEN, MARK, MARK_SPENT, MARK_FULL = range(7)
 STREAK, GROW_AT, PROBE_WAIT_S, WHICH, STATED_S = range(7, 12)
-ODD, MEASURED_FIRST, IGNORE_UNTIL, IGNORED, IGNORED_FROM, MEASURED, REFUSALS, MARK_COUNT, UNIT, REFUSED = range(12, 22)
-LOOK_AT, LOOK, LOOK_BEFORE_AT, LOOK_BEFORE = range(22, LESSON)
+ODD, MEASURED_FIRST, IGNORE_UNTIL, IGNORED, IGNORED_FROM, MEASURED, REFUSALS, MARK_COUNT, UNIT, REFUSED, LESSON_WAS = range(12, 23)
+LOOK_AT, LOOK, LOOK_BEFORE_AT, LOOK_BEFORE = range(23, LESSON)
 EVIDENCE, EVIDENCE_S = 20, 5.0  # requests, or seconds, between refusals that measure anything
 TOO_OFTEN = 4  # episodes in less than that, at a speed that was measured, are no matter of speed
 FEW = 0.5  # of a crowd; a limit that is met refuses nearly all of it, so fewer are no matter of speed either
@@ -174,7 +174,7 @@ class Lesson:
             learned = 2 * measured
         if told:  # one refusal does not overrule what is known: others may have used the account for a moment
             learned = max(learned, known * GENTLE)
-        window[LEARNED] = learned
+        window[LEARNED] = self[LESSON_WAS] = learned
         # The flow goes on from the refusal, when the bucket was empty.
         window[FREE_AT] = min(window[FREE_AT], opened + seconds / (learned * share)) if known else opened
         if first or told:
@@ -210,7 +210,8 @@ class Lesson:
             odd = self[ODD] >= DISAGREE
         else:
             self[MEASURED_FIRST] = self[MEASURED_FIRST] or measured
-            self[ODD] = self[ODD] + 1 if measured < PLAUSIBLE * known else 0.0
+            was = min(known, self[LESSON_WAS] or known)  # without what was tried on top
+            self[ODD] = self[ODD] + 1 if measured < PLAUSIBLE * was else 0.0
             odd = self[ODD] >= IMPLAUSIBLE or known <= FAR_BELOW * self[MEASURED_FIRST]
         if odd:
             self[ODD] = self[MEASURED_FIRST] = 0.0
