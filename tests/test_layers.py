@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pipeline" / "cbatch"
 ROWS = [
     "errors catalog",
     "schema job yamltext pace",
-    "render ratelimits measure answers parquet session joberrors response_format jobschema formats sizes throttle health",
+    "render measure answers parquet session joberrors response_format jobschema formats"
+    " ratelimits sizes throttle health",
     "jobfile source client journal runlock filesystem rundir gate feed retry account purse",
     "ledger hedge resume publish",
     "send crew",
