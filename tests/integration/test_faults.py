@@ -108,7 +108,7 @@ def test_a_used_up_quota(job: JobFolder, sims: Sims, fault: str, options: list[s
 
 
 def test_a_quota_that_takes_longer_than_we_may_wait(job: JobFolder, sims: Sims) -> None:
-    """A server that asks for a longer wait than retry.max_wait_s stops the run, with both numbers; no prompt fails for it."""
+    """A server that asks for a longer wait than retry.max_wait_s stops the run, with both numbers: no prompt fails."""
     job.sim = sims("--speed", "inf", "--fault", f"rate_limited_requests={SOME}", "--retry-after")
     job.settings["retry"] = {"attempts": 6, "max_wait_s": 0.01}
     result = job.execute()

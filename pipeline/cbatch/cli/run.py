@@ -225,7 +225,8 @@ def lines(s: Summary) -> list[str]:
         again = "; --retry-failed sends the failed ones again" if s.failed else ""
         out.append(f"results in {s.folder}/results{again}")
     else:
-        out.append(f"saved in {s.folder}; the same line resumes it")
+        again = "" if s.exit_code == 4 else "; the same line resumes it"  # the error says what to do about a budget
+        out.append(f"saved in {s.folder}{again}")
     return out
 
 

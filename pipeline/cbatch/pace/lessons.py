@@ -56,7 +56,8 @@ STORM, STORM_REQUESTS = 0.5, 20  # unless so large a part of so many requests is
 
 OPENED, OPENED_SPENT, LATE, OPEN, MARK, MARK_SPENT, MARK_FULL = range(7)
 STREAK, GROW_AT, PROBE_WAIT_S, WHICH, STATED_S = range(7, 12)
-ODD, MEASURED_FIRST, IGNORE_UNTIL, IGNORED, IGNORED_FROM, MEASURED, REFUSALS, MARK_COUNT, UNIT, REFUSED, LESSON_WAS = range(12, 23)
+ODD, MEASURED_FIRST, IGNORE_UNTIL, IGNORED, IGNORED_FROM, MEASURED = range(12, 18)
+REFUSALS, MARK_COUNT, UNIT, REFUSED, LESSON_WAS = range(18, 23)
 LOOK_AT, LOOK, LOOK_BEFORE_AT, LOOK_BEFORE = range(23, LESSON)
 EVIDENCE, EVIDENCE_S = 20, 5.0  # requests, or seconds, between refusals that measure anything
 TOO_OFTEN = 4  # episodes in less than that, at a speed that was measured, are no matter of speed
