@@ -17,6 +17,7 @@ from cbatch.session import Activity
 from cbatch.sizes import Sizes
 
 QUANTILE = 0.99  # of the answers are there before anything is asked a second time
+LOOK_AGAIN_S = 1.0  # where it is not known yet what is late, or a late one cannot be asked again yet
 
 
 class Hedge:
@@ -33,18 +34,23 @@ class Hedge:
         `cost` and `bill` are what one of them may cost; the first has them already. Who loses may have
         been paid for, so its bill is its worst.
         """
-        late_s = self._sizes.slow_after_s(QUANTILE)
-        if late_s is None or late_s >= deadline_s:
-            return self._book(await self._api.complete(body, deadline_s), cost)
+        loop = asyncio.get_running_loop()
+        sent_at = loop.time()
         first = asyncio.ensure_future(self._api.complete(body, deadline_s))
         tasks = [first]
         try:
-            await asyncio.wait({first}, timeout=late_s)
-            if not first.done() and self._affords(cost) and self._enter(cost, purse, bill):
-                self._spent_tokens += cost.total
-                self._activity.hedged += 1
-                self._activity.sent += 1
-                tasks.append(asyncio.ensure_future(self._second(body, deadline_s, cost)))
+            while not first.done():
+                late_s = self._sizes.slow_after_s(QUANTILE)  # what was sent before it was known can be late, too
+                wait_s = LOOK_AGAIN_S if late_s is None else sent_at + late_s - loop.time()
+                if wait_s <= 0:
+                    if self._affords(cost) and self._enter(cost, purse, bill):
+                        self._spent_tokens += cost.total
+                        self._activity.hedged += 1
+                        self._activity.sent += 1
+                        tasks.append(asyncio.ensure_future(self._second(body, deadline_s, cost)))
+                        break
+                    wait_s = LOOK_AGAIN_S
+                await asyncio.wait({first}, timeout=wait_s)
             return self._book(await _first_answer(tasks), cost)
         finally:
             for task in tasks:

@@ -55,7 +55,8 @@ class Ledger:
         usd = self._rows * self._row_usd if self._priced else None
         if usd is not None:
             usd = max(usd, self._earlier.usd or 0.0)
-        await asyncio.wrap_future(self._writer.set(USD, usd))
+        # A worker that is cancelled here must not cancel the future that the journal's thread sets: that would end it.
+        await asyncio.shield(asyncio.wrap_future(self._writer.set(USD, usd)))
 
     async def settle(self, abandoned: int, *, complete: bool) -> None:
         """The session ends in order: only what was given up on the wire is unknown.

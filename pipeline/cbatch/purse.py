@@ -30,6 +30,7 @@ class Purse:
         self._held_usd = self._held_tokens = 0.0
         self._holders = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._wanted: list[Bill] = []  # by those who wait, woken or not
 
     @property
     def is_open(self) -> bool:
@@ -42,12 +43,20 @@ class Purse:
         Raises BudgetReached before the request that could cross the budget.
         """
         while crossed := self._crossed(most):
-            if not self._holders:
+            # Who wants less may still fit: else the same line, run again, would send that one.
+            if not self._holders and all(self._crossed(other) for other in self._wanted):
                 self._wake()
                 raise BudgetReached(crossed, hint="raise it and run the same line again: it goes on from here")
             change = asyncio.get_running_loop().create_future()
             self._waiting.append(change)
-            await change
+            self._wanted.append(most)
+            try:
+                await change
+            except asyncio.CancelledError:
+                self._wake()  # somebody may have waited for this one
+                raise
+            finally:
+                self._wanted.remove(most)
         self._hold(most)
 
     def try_take(self, most: Bill) -> bool:

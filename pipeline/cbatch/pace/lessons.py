@@ -50,6 +50,7 @@ LONGEST_TRY_S = 30.0
 PLAUSIBLE = 0.9  # of the last lesson: a bucket that was measured well refuses nobody who is slower
 IMPLAUSIBLE = 4  # refusals in a row of those who were: then speed is not what is refused
 DISAGREE = 6  # measurements in a row that do not agree with the one before: there is no limit to measure
+AGAIN_AND_AGAIN, AGAIN_S = 6, 60.0  # a settled limit that refuses so often in so long is none, slower each time
 FAR_BELOW = 0.7  # the first measurement: refusals that go on here are no matter of speed either
 IGNORE_S = 60.0  # nothing is learned for so long then
 STORM, STORM_REQUESTS = 0.5, 20  # unless so large a part of so many requests is refused meanwhile
@@ -57,8 +58,8 @@ STORM, STORM_REQUESTS = 0.5, 20  # unless so large a part of so many requests is
 OPENED, OPENED_SPENT, LATE, OPEN, MARK, MARK_SPENT, MARK_FULL = range(7)
 STREAK, GROW_AT, PROBE_WAIT_S, WHICH, STATED_S = range(7, 12)
 ODD, MEASURED_FIRST, IGNORE_UNTIL, IGNORED, IGNORED_FROM, MEASURED = range(12, 18)
-REFUSALS, MARK_COUNT, UNIT, REFUSED, LESSON_WAS = range(18, 23)
-LOOK_AT, LOOK, LOOK_BEFORE_AT, LOOK_BEFORE = range(23, LESSON)
+REFUSALS, MARK_COUNT, UNIT, REFUSED, LESSON_WAS, SINCE, AGAIN = range(18, 25)
+LOOK_AT, LOOK, LOOK_BEFORE_AT, LOOK_BEFORE = range(25, LESSON)
 EVIDENCE, EVIDENCE_S = 20, 5.0  # requests, or seconds, between refusals that measure anything
 TOO_OFTEN = 4  # episodes in less than that, at a speed that was measured, are no matter of speed
 FEW = 0.5  # of a crowd; a limit that is met refuses nearly all of it, so fewer are no matter of speed either
@@ -163,7 +164,7 @@ class Lesson:
                 max(elapsed_s, self[STATED_S]) / CAREFUL if self[STATED_S] >= 1 else max(elapsed_s, BURST_S) / FEEL_AT
             )
         measured = max(admitted, 1.0) * seconds / elapsed_s / share
-        if self._is_odd(measured, known, first=first, settled=settled):
+        if self._is_odd(now, measured, known, first=first, settled=settled):
             self._ignore(now, window, spent)
             return
         compared = measured / self[MEASURED] if self[MEASURED] else 0.0
@@ -201,7 +202,7 @@ class Lesson:
             self[LOOK_BEFORE_AT], self[LOOK_BEFORE] = self[LOOK_AT], self[LOOK]
             self[LOOK_AT], self[LOOK] = now, spent
 
-    def _is_odd(self, measured: float, known: float, *, first: bool, settled: bool) -> bool:
+    def _is_odd(self, now: float, measured: float, known: float, *, first: bool, settled: bool) -> bool:
         """Whether this refusal cannot be about speed, after several that could not."""
         if first or not known:
             self[ODD] = self[MEASURED_FIRST] = 0.0
@@ -213,9 +214,12 @@ class Lesson:
             self[MEASURED_FIRST] = self[MEASURED_FIRST] or measured
             was = min(known, self[LESSON_WAS] or known)  # without what was tried on top
             self[ODD] = self[ODD] + 1 if measured < PLAUSIBLE * was else 0.0
-            odd = self[ODD] >= IMPLAUSIBLE or known <= FAR_BELOW * self[MEASURED_FIRST]
+            if now - self[SINCE] > AGAIN_S:
+                self[SINCE], self[AGAIN] = now, 0.0
+            self[AGAIN] += 1
+            odd = self[ODD] >= IMPLAUSIBLE or self[AGAIN] >= AGAIN_AND_AGAIN or known <= FAR_BELOW * self[MEASURED_FIRST]
         if odd:
-            self[ODD] = self[MEASURED_FIRST] = 0.0
+            self[ODD] = self[MEASURED_FIRST] = self[AGAIN] = 0.0
         return odd
 
     def _ignore(self, now: float, window: Window, spent: float) -> None:
@@ -243,7 +247,7 @@ class Lesson:
 
     def restart(self) -> None:
         """The clock began anew: forget every moment, keep what was learned."""
-        for slot in (OPENED, OPEN, MARK, MARK_SPENT, STREAK, GROW_AT, ODD, IGNORE_UNTIL, LOOK_AT, LOOK_BEFORE_AT):
+        for slot in (OPENED, OPEN, MARK, MARK_SPENT, STREAK, GROW_AT, ODD, IGNORE_UNTIL, LOOK_AT, LOOK_BEFORE_AT, SINCE, AGAIN):
             self[slot] = 0.0
 
     def doubt(self, now: float, window: Window) -> bool:

@@ -42,7 +42,7 @@ WINDOWS: tuple[tuple[Kind, Period], ...] = (
 
 # The floats of an account: a few of its own, a block for each kind of lesson, a block for each window.
 VERSION, HELD, SPENT_REQUESTS, SPENT_TOKENS, LAST_TAKE = range(5)
-LESSONS, LESSON = 5, 27
+LESSONS, LESSON = 5, 29
 FIRST_WINDOW, WINDOW = LESSONS + 2 * LESSON, 7
 TOLD, SAID, LEARNED, FREE_AT, LEVEL, LEVEL_AT, CONFIRMED_AT = range(WINDOW)
 FLOATS = FIRST_WINDOW + len(WINDOWS) * WINDOW
