@@ -354,7 +354,7 @@ class Writer:
                 if records:  # before the futures: who waits for one has then seen all counts
                     self._on_durable(records)
                 for item in batch:
-                    if item is not None and item[0] == "do":
+                    if item is not None and item[0] == "do" and not item[2].cancelled():
                         item[2].set_result(None)
                 if stopping:
                     self._collect(db, everything=True)
