@@ -354,7 +354,8 @@ class Writer:
                 if records:  # before the futures: who waits for one has then seen all counts
                     self._on_durable(records)
                 for item in batch:
-                    if item is not None and item[0] == "do" and not item[2].cancelled():
+                    # Who waited may have been cancelled; that must not end the thread.
+                    if item is not None and item[0] == "do" and item[2].set_running_or_notify_cancel():
                         item[2].set_result(None)
                 if stopping:
                     self._collect(db, everything=True)

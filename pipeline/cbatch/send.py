@@ -98,7 +98,8 @@ async def send(
     cap = sizes.cap() if sizes.auto and request.limit_tokens is None else None
     while True:
         cost = sizes.cost(request, cap)
-        worst = _worst(request, sender, cost, len(asked))
+        most = sizes.completion_tokens(request, cap)
+        worst = _worst(sender, most, len(asked))
         if worst.usd > sender.ledger.row_usd:
             await sender.ledger.cover(worst.usd)
         bill = worst if sender.purse.is_open else None
@@ -116,7 +117,6 @@ async def send(
                 raise
             return _as_it_is(paid[-1], "the budget has no room for another try"), paid
         body = asked if cap is None else request.with_limit(cap, asked)
-        most = sizes.completion_tokens(request, cap)
         sent, loop_sent = clock(), sender.loop_time()
         # The wait ends before `sent`: pacing is the client's time, not the server's.
         activity.pace_wait_s += sent - waiting_since
@@ -235,11 +235,13 @@ async def _admit(sender: Sender, cost: Cost, bill: Bill | None) -> None:
         raise
 
 
-def _worst(request: Request, sender: Sender, cost: Cost, body_bytes: int) -> Bill:
-    """The most that a request may cost: no token is shorter than a byte, and every one may be the dearer kind."""
-    tokens = max(cost.reserve, cost.reserve - request.prompt_tokens_estimate + body_bytes)
-    price = sender.price
-    return Bill(price.most_usd(int(tokens)) if price else 0.0, tokens)
+def _worst(sender: Sender, most_tokens: int, body_bytes: int) -> Bill:
+    """The most that a request may cost: no token is shorter than a byte, and every one may be the dearer kind.
+
+    JSON around the messages is longer than what a model hides before them.
+    """
+    tokens = most_tokens + body_bytes
+    return Bill(sender.price.most_usd(tokens) if sender.price else 0.0, tokens)
 
 
 def _as_it_is(answer: Completion, why: str) -> Completion | Failure:
