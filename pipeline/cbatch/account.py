@@ -78,8 +78,8 @@ class Account:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             size = 8 * (HEADER + FLOATS)
-            if os.fstat(self._fd).st_size < size:
-                os.posix_fallocate(self._fd, 0, size)  # a full disk is told here, not by a signal at a store
+            if (have := os.fstat(self._fd).st_size) < size:
+                os.pwrite(self._fd, bytes(size - have), have)  # a full disk is told here, not by a signal at a store
             self._map = mmap.mmap(self._fd, size)
         except OSError:
             os.close(self._fd)

@@ -225,7 +225,8 @@ class Run:
         purse = Purse(
             budget.usd,
             budget.tokens,
-            spent_usd=writer.paid.cost_usd,
+            # What was sent with unknown outcome may have been paid, at its worst.
+            spent_usd=writer.paid.cost_usd + (self._earlier.usd or 0.0),
             spent_tokens=writer.paid.prompt_tokens + writer.paid.completion_tokens,
         )
         priced = all(catalog.price(model) is not None for model in job.model)
@@ -527,6 +528,8 @@ class Run:
         progress, activity = self.progress, self.progress.activity
         left = progress.total - progress.done - progress.failed
         error = self._error if isinstance(self._error, CbatchError) else None
+        if not left and isinstance(error, BudgetReached):  # it came with the last answers
+            error = None
         if left > 0 and error is None and not progress.draining:
             error = RunStopped(
                 f"{left:,} prompts could not be read any more: the input changed while it was read",
@@ -573,7 +576,7 @@ class Run:
             learned=self._learned,
             sizing=_sizing([sender.sizes.gain for sender in self._senders]),
             outages=sum(sender.health.outages for sender in self._senders),
-            outage_s=round(sum(sender.health.down_s for sender in self._senders), 1),
+            outage_s=round(sum(sender.health.away_s(self._loop.time()) for sender in self._senders), 1),
             hedged=activity.hedged,
             errors=progress.errors,
             samples=progress.samples,

@@ -186,8 +186,8 @@ class Gate:
                         again = min(ready, now + LOOK_AGAIN_S) if self._shared else ready
                         self._timer = self._loop.call_at(again, self.serve)
                     break
-                self._queue.popleft()
                 self.pacer.take(now, cost, rest)
+                self._queue.popleft()  # after it: a bug there must not strand the worker
                 future.set_result(None)
         self._note(now, blocked_by)
 

@@ -77,6 +77,10 @@ class Health:
         self.because = because
         return "over" if now - (self.down_since or now) > self.patience_s else "paused"
 
+    def away_s(self, now: float) -> float:
+        """How long it was away in all, the current outage included."""
+        return self.down_s + (now - self.down_since if self.down_since is not None else 0.0)
+
     def next_try(self, now: float, sent_at: float) -> float | None:
         """Seconds until the next try, longer from try to try; None if what failed was sent before the last one."""
         if sent_at < self._tried_at:

@@ -159,8 +159,10 @@ async def send(
             if cap is not None:
                 unsized = request.reserve_tokens - request.prompt_tokens_estimate
                 sizes.booked(cap, unsized, cut=cut, tokens=completion.usage.completion_tokens or 0)
-            if cut:  # our own limit cut it: ask again with more room, whoever waits
+            if cut:  # our own limit cut it: ask again with more room
                 assert cap is not None
+                if sender.draining():
+                    raise asyncio.CancelledError
                 cap = sizes.cap(cap)
                 counted -= 1
                 activity.retries += 1
@@ -261,7 +263,7 @@ def _real(sender: Sender, answer: Completion) -> Bill | None:
 
 def _most_room(sender: Sender, cost: Cost, cap: int) -> int:
     """The largest completion that the model writes, and that fits the account's smallest window with this prompt."""
-    tokens = [limit for name, limit in sender.gate.pacer.limits().items() if "token" in name]
+    tokens = sender.gate.pacer.told_tokens()  # a limit that was only learned may be wrong: send it and see
     ceiling = sender.sizes.ceiling
     return max(min(ceiling, int(min(tokens) - (cost.reserve - cap))), 1) if tokens else ceiling
 

@@ -96,7 +96,7 @@ def _state(run: Run, rates: _Rates) -> list[str]:
         parts.append(f"{progress.activity.backing_off} in retry")
     if waiting := progress.waiting_for():
         why, seconds = waiting
-        parts.append(f"waiting for {why}" + (f" ({duration(seconds)})" if seconds >= 5 else ""))
+        parts.append(f"waiting for {why}" + (f" ({duration(seconds)})" if 5 <= seconds < float("inf") else ""))
     if late := _stragglers(run):
         parts.append(f"late: {late}")
     return parts

@@ -151,7 +151,7 @@ async def _execute(run: Run, *, quiet: bool, simulated: bool) -> Summary:
         return await run.execute()
     finally:
         watcher.cancel()
-        with suppress(asyncio.CancelledError):
+        with suppress(asyncio.CancelledError, Exception):  # what a display does must not decide how a run ends
             await watcher
 
 

@@ -36,7 +36,7 @@ def money(usd: float | None) -> str:
         return "unknown"
     if usd == 0 or usd >= 0.1:
         return f"${usd:,.2f}"
-    return f"${usd:.4f}" if usd >= 0.001 else f"${usd:.6f}".rstrip("0")
+    return f"${usd:.4f}" if usd >= 0.001 else f"${usd:.6f}".rstrip("0").rstrip(".")
 
 
 def rate(value: float) -> str:

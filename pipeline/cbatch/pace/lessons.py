@@ -30,6 +30,7 @@ from cbatch.pace.windows import (
     Window,
 )
 
+NO_LIMIT = 1e9  # in a window: what is learned to be more than that is none
 GUESS_GROWS = 1.05  # a second, from GUESS_S on: a limit that the server's own waiting time told
 PROBE = 1.03  # how much more is tried, when a measured limit is doubted
 PROBE_S = 60.0  # and how long after the refusal that measured it; twice as long after every wrong doubt
@@ -171,6 +172,8 @@ class Lesson:
         self[MEASURED] = 0.0 if first else measured
         agrees = 1 / AGREE <= compared <= AGREE
         learned = min(known * SLOWER, measured) if known else measured
+        if first and known:  # remembered: a beginning measures too little to overrule it
+            learned = known * SLOWER
         if not settled and not first and not agrees:
             # Measure again, at twice the speed: a real limit lets as much through as before.
             learned = 2 * measured
@@ -258,8 +261,9 @@ class Lesson:
         if self[PROBE_WAIT_S] > 0:  # nothing was refused since: be back sooner
             self[PROBE_WAIT_S] = max(self[PROBE_WAIT_S] / 2, SOONEST_PROBE_S)
         window[LEARNED] *= 2.0 if feeling else PROBE if self[PROBE_WAIT_S] else GUESS_GROWS
-        known = [limit for limit in (window[TOLD], window[SAID]) if limit]
-        if known and window[LEARNED] >= min(known):
-            window[LEARNED] = 0.0  # back at what was told
+        known = min([limit for limit in (window[TOLD], window[SAID]) if limit], default=NO_LIMIT)
+        if window[LEARNED] >= known:
+            window[LEARNED] = self[PROBE_WAIT_S] = 0.0  # back at what was told, or nothing was there
+            return True
         self._grow_later(now, window) if feeling else self._grow_soon(now)
         return True

@@ -89,6 +89,10 @@ class Pacer:
         """The limits in force, as people read them: {"requests/min": 1000.0}."""
         return {str(window): window.limit for window in self._current()}
 
+    def told_tokens(self) -> list[float]:
+        """The token limits that users or the server told."""
+        return [window.sure for window in self._current() if window.kind != "requests" and window.sure]
+
     def learned(self) -> dict[str, float]:
         """Those among them that refusals taught."""
         return {str(window): window[LEARNED] for window in self._current() if window[LEARNED]}
@@ -138,7 +142,7 @@ class Pacer:
         elif now - floats[LAST_TAKE] > PAUSE_S and not self._waited:
             for lesson in self._lessons:  # nobody wanted anything: that time measures nothing
                 lesson.pause(max(now - max(floats[LAST_TAKE], floats[HELD]), 0.0))
-        self._waited = False
+        waited, self._waited = self._waited, False
         floats[LAST_TAKE] = now
         self._lessons[0].look(now, floats[SPENT_REQUESTS])
         floats[SPENT_REQUESTS] += 1
@@ -151,7 +155,7 @@ class Pacer:
         burst = rest is not None and self._all_fits(now, *rest)
         for window in active:
             # Used to the full, or nearly, or held up by reservations: only then is it worth a doubt.
-            if window[LEARNED] and (
+            if waited and window[LEARNED] and (
                 window.free_at > now - max(MAKE_UP_S, 1 / window.rate)
                 or (window.kind != "requests" and window.level(now) < 2 * cost.reserve)
             ):
@@ -308,6 +312,7 @@ def forget(floats: MutableSequence[float], now: float, *, age_s: float) -> None:
         window[TOLD] = 0.0
         if age_s > REMEMBER_S:
             window[SAID] = 0.0
+    floats[LAST_TAKE] = 0.0  # measure anew: who was killed has left requests that nobody will settle
     for kind in (0, 1):
         lesson = Lesson(floats, kind)
         lesson.distrust() if age_s > REMEMBER_S else lesson.remembered(now)

@@ -84,7 +84,7 @@ class Window:
         "_floats",
         "_own_free_at",
         "_own_s",
-        "_sure",
+        "sure",
         "flows",
         "kind",
         "limit",
@@ -99,7 +99,7 @@ class Window:
         self.flows = self.period in ("second", "minute")
         self.make_up_s = MAKE_UP_S if self.kind == "requests" else TOKENS_MAKE_UP_S
         self.limit = self.rate = self.own = 0.0
-        self._own_s = self._own_free_at = self._sure = 0.0
+        self._own_s = self._own_free_at = self.sure = 0.0
         self._floats = floats
         self._base = FIRST_WINDOW + which * WINDOW
 
@@ -107,11 +107,13 @@ class Window:
         """Read the limit again; whether there is one. `share` is the part of it that is ours."""
         told, said, learned = (self[slot] for slot in (TOLD, SAID, LEARNED))
         sure = min((limit for limit in (told, said) if limit), default=0.0)
-        self._sure = sure * share
+        self.sure = sure * share
         self.limit = (min(sure, learned) if sure and learned else sure or learned) * share
         self.rate = self.limit * MARGIN / SECONDS[self.period]
         if self.kind == "requests" and learned and self.rate:  # measured by refusals: no room for a burst on top
             self.make_up_s = min(MAKE_UP_S, 0.5 / self.rate)
+        elif self.kind == "requests":
+            self.make_up_s = MAKE_UP_S
         own = self.own * share
         self._own_s = SECONDS[self.period] / (own * MARGIN) if own and own < self.limit else 0.0
         return self.limit > 0
@@ -147,8 +149,8 @@ class Window:
         """
         need = cost.reserve if self.kind != "requests" else min(1.0, self.limit)
         if need > self.limit:
-            if 0 < self._sure < need:
-                text = f"reserves {int(need):,} tokens at once, and the limit is {int(self._sure):,} a {self.period}"
+            if 0 < self.sure < need:
+                text = f"reserves {int(need):,} tokens at once, and the limit is {int(self.sure):,} a {self.period}"
                 raise NeverFits(text)
             need = self.limit  # a limit that was guessed may be wrong: send it and see
         return min(need, START_SHARE * self.limit) if alone else need
