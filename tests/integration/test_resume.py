@@ -180,10 +180,9 @@ def test_an_input_that_shrinks_while_it_is_read_is_not_a_finished_run(job: JobFo
     stopped = process.wait()
     assert stopped.code == 1
     assert "changed while it was read" in stopped.err
-    sent = job.sim.requests
-    assert job.execute().code == 0
-    assert job.sim.requests == sent
-    assert job.proof().rows == sent
+    last = job.execute()
+    assert (last.code, last.summary["done"]) == (0, 500), last.err
+    assert job.proof().rows >= 500  # rows of what was cut off stay, as orphans
 
 
 def test_more_samples_add_only_the_new_ones(job: JobFolder) -> None:

@@ -711,15 +711,9 @@ def _learn(how: str, limit: int, period: Period, kind: Kind, says_wait: bool) ->
 
 # What lessons.py does not keep to, by this seed. Only buckets are documented.
 TOO_SLOW_OR_REFUSED = {
-    "5 requests a minute, bucket": "the documented reading: 83 refused, 190 admitted",
-    "5 requests a minute, bucket, no Retry-After": "the documented reading: 99 refused, 204 admitted",
-    "50 requests a second, bucket": "the documented reading: 65 refused, 1,787 admitted",
-    "5 requests a minute, fixed": "undocumented: 119 refused, 185 admitted",
     "5 requests a minute, fixed, no Retry-After": "undocumented: 118 refused, 195 admitted",
     "1000 requests a minute, fixed, no Retry-After": "undocumented: 361 refused, 5,916 admitted",
     "1000000 tokens a minute, fixed, no Retry-After": "undocumented: 171 refused, 1,682 admitted",
-    "5 requests a minute, sliding": "undocumented: 95 refused, 157 admitted",
-    "5 requests a minute, sliding, no Retry-After": "undocumented: 110 refused, 176 admitted",
     "1000 requests a minute, sliding, no Retry-After": "undocumented: 191 refused, 3,979 admitted",
     "1000000 tokens a minute, sliding, no Retry-After": "undocumented: 117 refused, 984 admitted",
 }
@@ -762,7 +756,6 @@ def test_a_limit_that_nobody_told_is_learned_and_then_used(
     assert min(pacer.learned().values(), default=math.inf) < 1.1 * limit
 
 
-@pytest.mark.xfail(strict=True, reason="a doubt looks at the flow only: not a token more in 2 minutes")
 def test_a_learned_token_limit_is_doubted_where_reservations_hold_requests_up() -> None:
     """One at a time, 20,000 reserved and 3,000 used: all that was learned is used, so more is tried."""
     pacer = Pacer(now=1_000.0)

@@ -235,7 +235,6 @@ LOADS_MISSED = {
     "short and long prompts, sliding": "undocumented: 91 % of the tokens",
     "no max_completion_tokens, fixed": "undocumented: 86 % of the tokens, 5 refusals of 3,000",
     "no max_completion_tokens, sliding": "undocumented: 81 % of the tokens, 7 refusals of 3,000",
-    "auto, fixed": "undocumented: 94 % of the tokens",
     "auto, sliding": "undocumented: 91 % of the tokens",
 }
 

@@ -220,7 +220,9 @@ class Lesson:
             if now - self[SINCE] > AGAIN_S:
                 self[SINCE], self[AGAIN] = now, 0.0
             self[AGAIN] += 1
-            odd = self[ODD] >= IMPLAUSIBLE or self[AGAIN] >= AGAIN_AND_AGAIN or known <= FAR_BELOW * self[MEASURED_FIRST]
+            odd = (
+                self[ODD] >= IMPLAUSIBLE or self[AGAIN] >= AGAIN_AND_AGAIN or known <= FAR_BELOW * self[MEASURED_FIRST]
+            )
         if odd:
             self[ODD] = self[MEASURED_FIRST] = self[AGAIN] = 0.0
         return odd
@@ -250,7 +252,20 @@ class Lesson:
 
     def restart(self) -> None:
         """The clock began anew: forget every moment, keep what was learned."""
-        for slot in (OPENED, OPEN, MARK, MARK_SPENT, STREAK, GROW_AT, ODD, IGNORE_UNTIL, LOOK_AT, LOOK_BEFORE_AT, SINCE, AGAIN):
+        for slot in (
+            OPENED,
+            OPEN,
+            MARK,
+            MARK_SPENT,
+            STREAK,
+            GROW_AT,
+            ODD,
+            IGNORE_UNTIL,
+            LOOK_AT,
+            LOOK_BEFORE_AT,
+            SINCE,
+            AGAIN,
+        ):
             self[slot] = 0.0
 
     def doubt(self, now: float, window: Window) -> bool:

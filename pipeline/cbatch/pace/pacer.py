@@ -155,9 +155,13 @@ class Pacer:
         burst = rest is not None and self._all_fits(now, *rest)
         for window in active:
             # Used to the full, or nearly, or held up by reservations: only then is it worth a doubt.
-            if waited and window[LEARNED] and (
-                window.free_at > now - max(MAKE_UP_S, 1 / window.rate)
-                or (window.kind != "requests" and window.level(now) < 2 * cost.reserve)
+            if (
+                waited
+                and window[LEARNED]
+                and (
+                    window.free_at > now - max(MAKE_UP_S, 1 / window.rate)
+                    or (window.kind != "requests" and window.level(now) < 2 * cost.reserve)
+                )
             ):
                 lesson = self._lessons[window.kind != "requests"]
                 if lesson.doubt(now, window):

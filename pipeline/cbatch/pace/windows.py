@@ -84,7 +84,6 @@ class Window:
         "_floats",
         "_own_free_at",
         "_own_s",
-        "sure",
         "flows",
         "kind",
         "limit",
@@ -92,6 +91,7 @@ class Window:
         "own",
         "period",
         "rate",
+        "sure",
     )
 
     def __init__(self, floats: MutableSequence[float], which: int) -> None:
