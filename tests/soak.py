@@ -38,7 +38,7 @@ DISK_MB, DISK_BYTES_A_ROW = 48, 6_000  # measured: about 3 kB a row, journal and
 DISK_FULL_SHARE = 0.2  # of the sessions that are disturbed
 QUIET_SHARE = 0.25  # of the time, at its end, in which nothing is disturbed, so that the run can finish
 TOTAL_S = 1.5  # the client's patience; a stall lasts longer, a slow first byte does not
-STOP_S = 60.0  # how long a run may take to notice that its disk is full
+STOP_S = 240.0  # for a run to meet a full disk, or to end: a journal that has grown once needs no space for a while
 
 # Every fault that a retry gets through. Of an answer that met one of UNUSABLE nothing could be kept, and it is paid.
 UNUSABLE = ("drop_mid", "malformed_json", "stall")
