@@ -249,6 +249,8 @@ class Run:
                     await self._crew.run(progress.total)
                 finally:
                     heartbeat.cancel()
+                    if job.params.right_sized:
+                        writer.set("caps", {sender.model: sender.sizes.cap() for sender in self._senders})
                     self._learned = _merged(sender.gate.pacer.learned() for sender in self._senders)
                     if deadline is not None:
                         deadline.cancel()
@@ -263,6 +265,8 @@ class Run:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             self._writer.set("live", self._figures())
+            if self.job.params.right_sized:
+                self._writer.set("caps", {sender.model: sender.sizes.cap() for sender in self._senders})
             for account in self._shared:
                 account.touch()
 
@@ -300,6 +304,7 @@ class Run:
             auto=job.params.right_sized,
             ceiling=card.max_output_tokens if card else UNKNOWN_CEILING_TOKENS,
             default=DEFAULT_RESERVE_TOKENS,
+            cap=(self._journal.get("caps") or {}).get(model),
         )
         account = self._account(api, model, stack)
         now = self._loop.time()

@@ -253,9 +253,10 @@ class Limits(Part):
         bounds = value if isinstance(value, tuple) else (value, value)
         for bound in bounds:
             if type(bound) is not int or not 1 <= bound <= 20_000:
-                raise ValueError(f"{value!r} is not a number from 1 to 20,000, a range such as 5..200, or auto")
+                said = "..".join(str(one) for one in bounds) if bounds[0] != bounds[1] else repr(value)
+                raise ValueError(f"{said} is not a number from 1 to 20,000, a range such as 5..200, or auto")
         if bounds[0] > bounds[1]:
-            raise ValueError(f"{bounds[0]}..{bounds[1]}: the first number is the smaller one")
+            raise ValueError(f"{bounds[0]}..{bounds[1]} is the wrong way round; write {bounds[1]}..{bounds[0]}")
         return value
 
     @field_serializer("concurrency")

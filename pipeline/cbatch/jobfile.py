@@ -110,6 +110,8 @@ def _override(raw: dict[str, Any], override: str, lines: Lines) -> None:
             inner = place[name] = {"path": inner}
         elif isinstance(inner, str) and keys[: depth + 1] == ("prompt",):
             inner = place[name] = {"user": inner}
+        elif inner == "auto" and keys[: depth + 1] == ("limits",):
+            inner = place[name] = {}  # what `auto` means
         elif not isinstance(inner, dict):
             raise JobError(f"--set {override}: {'.'.join(keys[: depth + 1])} is not a mapping of keys")
         place = inner

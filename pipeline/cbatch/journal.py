@@ -489,11 +489,19 @@ def _body(row: list[Any]) -> bytes:
         )
 
 
+def _is_full(path: Path) -> bool:
+    try:
+        space = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return space.f_bavail * space.f_frsize < 1 << 20
+
+
 def _journal_error(path: Path, exc: Exception) -> JournalError:
     if isinstance(exc, JournalError):
         return exc
     text = str(exc) if isinstance(exc, sqlite3.Error) else f"{type(exc).__name__}: {exc}"
-    if "full" in text:
+    if "full" in text or ("disk I/O" in text and _is_full(path)):  # SQLite says either
         return JournalError(
             f"{path}: the disk is full; every answer that was counted is safe",
             hint="free some space, then run the same line again",

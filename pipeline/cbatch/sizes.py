@@ -91,7 +91,8 @@ class Sizes:
     server reserves for a request that does not say.
     """
 
-    def __init__(self, *, auto: bool, ceiling: int, default: int) -> None:
+    def __init__(self, *, auto: bool, ceiling: int, default: int, cap: int | None = None) -> None:
+        """`cap` is what an earlier session of the run had learned."""
         self.auto = auto
         self.gain = Gain()
         self._ceiling = ceiling
@@ -102,7 +103,7 @@ class Sizes:
         self._lengths = Histogram()
         self._overhead_s = Mean(0.0)  # beside the generation of tokens
         self._token_s = Mean(0.0)
-        self._cap = self._default
+        self._cap = min(cap, ceiling) if cap else self._default
         self._seen = 0
         self.mean_reserve = float(self._default)  # of the requests so far
 

@@ -21,12 +21,13 @@ prompt:                        # Jinja2: {{{{ column }}}} is filled in from each
   user: "{{{{ question }}}}"
 
 params:                        # any field of a Cerebras chat completion request
-  max_completion_tokens: 1000  # the rate limit charges this at admission: as small as the answers allow
+  max_completion_tokens: auto  # the rate limit charges it at admission: auto reserves what answers need; or a number
   temperature: 0
 
 limits:
-  tier: developer              # or free-trial; or your own numbers: rpm: 1000, tpm: 1M
-  concurrency: 16              # requests in flight at most
+  tier: developer              # or free-trial; or your own numbers: rpm: 1000, tpm: 1M; or `limits: auto`: learned
+
+# budget: {{usd: 5.00}}          # stops before the request that could cross it; exit code 4
 
 # samples: 3                   # answers per prompt
 # fail_if: errors > 1%         # exit code 3 when more fail; the default is any

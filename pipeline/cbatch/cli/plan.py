@@ -110,7 +110,12 @@ def _model_lines(job: Job, m: ModelPlan) -> list[str]:
             f"    cost    {money(low)} to {money(high)}; {money(middle)} with answers of {typical} tokens"
             f" (prices of {card.prices_as_of if card else 'nobody'})"
         )
-    out.append(f"    time    {duration(max(m.seconds.values()))} with such answers; at most {duration(m.longest_s)}")
+    if m.limits:
+        out.append(
+            f"    time    {duration(max(m.seconds.values()))} with such answers; at most {duration(m.longest_s)}"
+        )
+    else:
+        out.append(f"    time    {duration(max(m.seconds.values()))} or more: the account's limits are not known yet")
     others = [
         f"{_named(job, m, name)} alone {duration(seconds)}"
         for name, seconds in sorted(m.seconds.items(), key=lambda i: -i[1])

@@ -206,7 +206,7 @@ def lines(s: Summary) -> list[str]:
             f" and {plural(s.unpriced, 'answer')} of unknown price" if s.unpriced and s.cost_usd is not None else ""
         )
         out.append(f"  cost      {money(s.cost_usd)}{unpriced}")
-    if waited := where_time_went(asdict(s)):
+    if s.sent and (waited := where_time_went(asdict(s))):
         out.append(f"  waited    {waited}")
     out += _learned(s)
     for kind, number in sorted(s.errors.items(), key=lambda item: -item[1])[:3]:
@@ -233,7 +233,7 @@ def lines(s: Summary) -> list[str]:
 def _learned(s: Summary) -> list[str]:
     """What the run found out about the account, and what it gained from that."""
     out = []
-    if s.sizing:
+    if s.sizing and s.sizing["unsized_tokens"] > 1.05 * s.sizing["reserved_tokens"]:
         cap = s.sizing["reserved_tokens"] / s.sizing["requests"]
         times = s.sizing["unsized_tokens"] / max(s.sizing["reserved_tokens"], 1)
         cut = s.sizing["cut"]
