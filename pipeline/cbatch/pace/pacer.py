@@ -97,6 +97,19 @@ class Pacer:
         """Those among them that refusals taught."""
         return {str(window): window[LEARNED] for window in self._current() if window[LEARNED]}
 
+    def is_free(self, now: float) -> bool:
+        """Whether nothing at all limits or holds the account: then nobody has to agree on anything."""
+        first, second = self._lessons
+        return not (
+            self._active
+            or self.floats[VERSION] != self._version  # somebody learned something
+            or self.floats[HELD] > now
+            or first.is_open
+            or second.is_open
+            or first[STREAK]
+            or second[STREAK]
+        )
+
     def _ready(self, now: float, cost: Cost, rest: tuple[int, float] | None) -> tuple[float, str]:
         if now >= self.floats[HELD]:
             for lesson in self._lessons:
