@@ -108,7 +108,7 @@ class Client:
         self._key_bytes = endpoint.key.encode() if endpoint.key else None
         self._key_in_answers = len(endpoint.key or "") >= KEY_CHARS
         self._loop = asyncio.get_running_loop()
-        self._until: dict[asyncio.Task[Any], tuple[float, float]] = {}  # who is on the wire: deadline, seconds
+        self._until: dict[asyncio.Task[Any], float] = {}  # who is on the wire: deadline, of the loop's clock
         self._late: set[asyncio.Task[Any]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -131,7 +131,7 @@ class Client:
         task = asyncio.current_task()
         assert task is not None
         total_s = deadline_s or self.endpoint.total_s
-        self._until[task] = self._loop.time() + total_s, total_s
+        self._until[task] = self._loop.time() + total_s
         if self._sweeper is None:
             self._sweep()
         try:
@@ -184,7 +184,7 @@ class Client:
         request at 1,000 in flight.
         """
         now = self._loop.time()
-        for task, (until, _) in self._until.items():
+        for task, until in self._until.items():
             if until <= now and task not in self._late:
                 self._late.add(task)
                 task.cancel()

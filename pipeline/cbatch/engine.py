@@ -100,7 +100,6 @@ class Run:
         self._crew: Crew | None = None
         self._senders: list[Sender] = []
         self._shared: list[Account] = []
-        self._ledger: Ledger | None = None
         self._learned: dict[str, float] = {}
         self._throttle = Throttle(*job.limits.in_flight)
         self._cpu_s = 0.0
@@ -165,6 +164,8 @@ class Run:
             if not resume.known_before:
                 resume.settle(writer, survey, self._endpoint)
             self._report_crash()
+            priced = all(catalog.price(model) is not None for model in job.model)
+            self._ledger = Ledger(writer, self._earlier, priced=priced)
             if resume.may_replace:
                 # Rows that may be replaced must be in a part, and no part may be in the making.
                 await asyncio.to_thread(publisher.cut_unplaced)
@@ -229,9 +230,8 @@ class Run:
             spent_usd=writer.paid.cost_usd + (self._earlier.usd or 0.0),
             spent_tokens=writer.paid.prompt_tokens + writer.paid.completion_tokens,
         )
-        priced = all(catalog.price(model) is not None for model in job.model)
         async with self._connect() as api, AsyncExitStack() as stack:
-            ledger = self._ledger = Ledger(writer, self._earlier, priced=priced)
+            ledger = self._ledger
             self._places = Places(0)
             self._senders = [self._sender(model, api, purse, ledger, stack) for model in job.model]
             self._opening = (
@@ -249,8 +249,7 @@ class Run:
                     await self._crew.run(progress.total)
                 finally:
                     heartbeat.cancel()
-                    if job.params.right_sized:
-                        writer.set("caps", {sender.model: sender.sizes.cap() for sender in self._senders})
+                    self._save_caps()
                     self._learned = _merged(sender.gate.pacer.learned() for sender in self._senders)
                     if deadline is not None:
                         deadline.cancel()
@@ -265,10 +264,14 @@ class Run:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             self._writer.set("live", self._figures())
-            if self.job.params.right_sized:
-                self._writer.set("caps", {sender.model: sender.sizes.cap() for sender in self._senders})
+            self._save_caps()
             for account in self._shared:
                 account.touch()
+
+    def _save_caps(self) -> None:
+        """What was learned about the length of answers: the next session goes on with it."""
+        if self.job.params.right_sized:
+            self._writer.set("caps", {sender.model: sender.sizes.cap() for sender in self._senders})
 
     def _figures(self) -> dict[str, Any]:
         """What this session has done so far; seconds of waiting are summed over workers."""
@@ -392,8 +395,7 @@ class Run:
                 outcome = Failure(kind="render", message=f"{prompt.origin}: {exc}")
             else:
                 outcome, paid = await send(request, sender, timeline, task)
-        price = catalog.price(prompt.model)
-        costs = [cost_usd(answer, price) for answer in paid]
+        costs = [cost_usd(answer, sender.price) for answer in paid]
         answer = outcome.completion if isinstance(outcome, Failure) else outcome
         return record(
             key=work.key,
@@ -516,8 +518,7 @@ class Run:
                 complete = self.progress.done + self.progress.failed == self.progress.total
                 if complete and self._options.limit is None:
                     self._resume.settle(self._writer, survey, self._endpoint)
-                ledger = self._ledger or Ledger(self._writer, self._earlier, priced=True)
-                await ledger.settle(len(self._cut_off), complete=complete)
+                await self._ledger.settle(len(self._cut_off), complete=complete)
             except JournalError as exc:
                 self._error = self._error or exc
         return self._summary()

@@ -81,7 +81,7 @@ class Gate:
         with self._account:
             try:
                 free = not self._queue and self._may_go and self.pacer.ready_at(now, cost) <= now
-            except ValueError:
+            except NeverFits:
                 return False
             if free:
                 self.pacer.take(now, cost)
@@ -179,13 +179,13 @@ class Gate:
                     continue
                 try:
                     rest = self._rest()
-                    ready = self.pacer.ready_at(now, cost, rest)
-                except ValueError as exc:  # a limit became known while it waited
+                    ready, why = self.pacer.look(now, cost, rest)
+                except NeverFits as exc:  # a limit became known while it waited
                     self._queue.popleft()
                     future.set_exception(exc)
                     continue
                 if ready > now or not self._may_go:
-                    blocked_by = self._trial_because or self.pacer.waiting_for(now, cost)[0]
+                    blocked_by = self._trial_because or why
                     if now < ready < float("inf"):  # else an answer in flight comes first, and calls `leave`
                         again = min(ready, now + LOOK_AGAIN_S) if self._shared else ready
                         self._timer = self._loop.call_at(again, self.serve)

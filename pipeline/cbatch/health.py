@@ -29,7 +29,6 @@ class Health:
         self.answers = 0
         self.failed_before_any = 0
         self.down_since: float | None = None
-        self.because = ""
         self.outages = 0
         self.down_s = 0.0
         self._tries = 0
@@ -57,7 +56,7 @@ class Health:
         self.down_since = None
         return away_s
 
-    def failed(self, now: float, prompt: int, *, unreachable: bool, because: str) -> Verdict:
+    def failed(self, now: float, prompt: int, *, unreachable: bool) -> Verdict:
         """Prompt number `prompt` got no usable answer: does that count as its own failure?
 
         "paused": it does not, and the run is to try again when `next_try` says. "over": the patience has run out.
@@ -74,7 +73,6 @@ class Health:
                 return "counts"
             self.down_since = self._first_failure
             self.outages += 1
-        self.because = because
         return "over" if now - (self.down_since or now) > self.patience_s else "paused"
 
     def away_s(self, now: float) -> float:

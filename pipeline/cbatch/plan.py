@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from cbatch import catalog
 from cbatch.job import Job
 from cbatch.journal import Journal, key_of
-from cbatch.pace import MARGIN
+from cbatch.pace import MARGIN, SECONDS, Pacer
 from cbatch.render import Renderer, RenderError
 from cbatch.resume import try_template
 from cbatch.source import Source
 
 TYPICAL_TOKENS = 300  # an answer's length where nothing is known about it
 UNKNOWN_TOKENS_PER_S = 1_000.0  # for models whose speed the catalog does not have
-WINDOW_S = {"second": 1.0, "min": 60.0, "hour": 3600.0, "day": 86400.0}
+WINDOW_S = {"min" if period == "minute" else period: seconds for period, seconds in SECONDS.items()}
 OVERHEAD_S = 0.05  # network and queue, per request
 
 
@@ -136,17 +136,7 @@ def plan(
 
 def _limits(job: Job, model: str, learned: Mapping[str, float]) -> dict[str, float]:
     """The limits that hold for `model`, as a pacer names them; the lower of what is told and what was learned."""
-    quota = job.limits.quota(model)
-    told = {
-        "requests/min": quota.rpm,
-        "requests/hour": quota.rph,
-        "requests/day": quota.rpd,
-        "tokens/min": quota.tpm,
-        "total tokens/min": quota.total_tpm,
-        "tokens/hour": quota.tph,
-        "tokens/day": quota.tpd,
-    }
-    limits = {name: float(limit) for name, limit in told.items() if limit}
+    limits = Pacer(job.limits.quota(model), now=0.0).limits()
     for name, limit in learned.items():
         limits[name] = min(limit, limits.get(name, limit))
     return {name: limit * job.limits.share for name, limit in limits.items()}

@@ -104,7 +104,7 @@ def decide(
     if too_long:
         return GiveUp(asks)
     if quota:  # how long the account is held is arithmetic, and the pacer's
-        return RetryAfter(stated or 0.0, _reason(error), hold=True, counts=counts)
+        return RetryAfter(stated or 0.0, _reason(error), counts=counts)
     tries = counted if counts else refusals
     backoff = min(FIRST_BACKOFF_S * 2 ** min(max(tries, 1) - 1, 16), MAX_BACKOFF_S) * (1 - JITTER * rng.random())
     # A wait of 0 is one that was rounded down: obeyed, all attempts would be used up within the same second.

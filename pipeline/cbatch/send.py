@@ -27,6 +27,7 @@ from cbatch.errors import (
     APITimeoutError,
     APIUnreachableError,
     BudgetReached,
+    InternalServerError,
     JobError,
     NotFoundError,
     RateLimitError,
@@ -37,6 +38,7 @@ from cbatch.health import Health, Verdict
 from cbatch.hedge import Hedge
 from cbatch.job import Retry
 from cbatch.ledger import Ledger
+from cbatch.measure import cost_usd
 from cbatch.pace import Cost, NeverFits, Used
 from cbatch.purse import Bill, Purse
 from cbatch.schema import Completion, Failure, Request, Timeline
@@ -254,11 +256,9 @@ def _as_it_is(answer: Completion, why: str) -> Completion | Failure:
 
 
 def _real(sender: Sender, answer: Completion) -> Bill | None:
-    usage = answer.usage
-    if usage.prompt_tokens is None or usage.completion_tokens is None:
-        return None
-    usd = sender.price.cost_usd(usage.prompt_tokens, usage.completion_tokens) if sender.price else 0.0
-    return Bill(usd, usage.total_tokens or usage.prompt_tokens + usage.completion_tokens)
+    used = sender.sizes.used(answer)
+    usd = cost_usd(answer, sender.price) if sender.price else 0.0
+    return None if used is None or usd is None else Bill(usd, used.total)
 
 
 def _most_room(sender: Sender, cost: Cost, cap: int) -> int:
@@ -320,10 +320,9 @@ def _fail(error: APIError, decision: retry.Decision, sender: Sender, cost: Cost,
     health = sender.health
     was_down = health.is_down
     unreachable = isinstance(error, APIUnreachableError)
-    gone = isinstance(error, APIConnectionError | APIResponseError) or getattr(error, "status", 0) >= 500
     verdict: Verdict = "counts"
-    if gone and not isinstance(decision, retry.StopRun):
-        verdict = health.failed(now, prompt, unreachable=unreachable, because=str(error))
+    if _no_answer(error) and not isinstance(decision, retry.StopRun):
+        verdict = health.failed(now, prompt, unreachable=unreachable)
     # Before the permit is given back, for that lets the next one go.
     if verdict == "paused" and (seconds := health.next_try(now, loop_sent)) is not None:
         gate.try_one_in(seconds, "the endpoint to answer again")
@@ -345,13 +344,16 @@ def _fail(error: APIError, decision: retry.Decision, sender: Sender, cost: Cost,
     return "pause" if verdict == "paused" else "wait"
 
 
+def _no_answer(error: APIError) -> bool:
+    """Whether the endpoint, and not the prompt, is to blame if this happens to everybody."""
+    return isinstance(error, APIConnectionError | APIResponseError | InternalServerError)
+
+
 def _give_up(error: APIError, sender: Sender) -> None:
     """A prompt has failed for good. Raises RunStopped where nothing was ever answered."""
     unreachable = isinstance(error, APIUnreachableError)
-    gone = (
-        isinstance(error, APIConnectionError | APIResponseError | RateLimitError) or getattr(error, "status", 0) >= 500
-    )
-    if gone and sender.health.gave_up(unreachable=unreachable):
+    vain = _no_answer(error) or isinstance(error, RateLimitError)
+    if vain and sender.health.gave_up(unreachable=unreachable):
         raise RunStopped(
             f"{sender.model}: nothing was answered so far: {error}",
             hint="check the address and the network; the same line goes on, --retry-failed sends failed ones again",

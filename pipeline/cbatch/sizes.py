@@ -96,22 +96,17 @@ class Sizes:
         self.auto = auto
         self.gain = Gain()
         self._ceiling = ceiling
-        self._default = min(default, ceiling)
         self._prompt = Mean(1.0)  # real tokens per estimated one
         self._cached = Mean(0.0)  # share of a prompt
         self._completion = Mean(0.0)
         self._lengths = Histogram()
         self._overhead_s = Mean(0.0)  # beside the generation of tokens
         self._token_s = Mean(0.0)
-        self._cap = min(cap, ceiling) if cap else self._default
+        self._cap = min(cap or default, ceiling)
         self._seen = 0
-        self.mean_reserve = float(self._default)  # of the requests so far
+        self.mean_reserve = float(min(default, ceiling))  # of the requests so far
 
     # -- before a request -------------------------------------------------------------------
-
-    def prompt_tokens(self, request: Request) -> int:
-        """How many tokens the prompt probably has."""
-        return math.ceil(request.prompt_tokens_estimate * self._prompt.mean)
 
     def cap(self, room: int | None = None) -> int:
         """max_completion_tokens for the next request; `room` is what the last try of this prompt had."""

@@ -425,7 +425,7 @@ async def test_a_caller_who_cancels_is_not_told_of_a_timeout() -> None:
         task = asyncio.ensure_future(api.complete(b"{}"))
         await asyncio.sleep(0.05)
         task.cancel()
-        api._until[task] = float("-inf"), 0.0
+        api._until[task] = float("-inf")
         api._sweep()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -12,7 +12,7 @@ from cbatch.health import DISTINCT, FIRST_TRY_S, GIVE_UP, LONGEST_TRY_S, QUIET_S
 
 
 def fail(health: Health, now: float, prompt: int, *, unreachable: bool = False) -> Verdict:
-    return health.failed(now, prompt, unreachable=unreachable, because="503")
+    return health.failed(now, prompt, unreachable=unreachable)
 
 
 def proven() -> Health:

@@ -69,32 +69,32 @@ RESET = "x_ratelimit_reset_tokens_minute"
         pytest.param(
             status(429, QUOTA),
             {},
-            RetryAfter(0.0, "rate_limited (HTTP 429)", hold=True),
+            RetryAfter(0.0, "rate_limited (HTTP 429)"),
             id="a quota of requests holds the account",
         ),
         pytest.param(
             status(429, TOKENS),
             {},
-            RetryAfter(0.0, "rate_limited (HTTP 429)", hold=True),
+            RetryAfter(0.0, "rate_limited (HTTP 429)"),
             id="a quota of tokens holds the account",
         ),
         pytest.param(
             status(429),
             {},
-            RetryAfter(0.0, "rate_limited (HTTP 429)", hold=True),
+            RetryAfter(0.0, "rate_limited (HTTP 429)"),
             id="a 429 without a code holds the account",
         ),
         # what counts
         pytest.param(
             status(429, QUOTA),
             {"others_succeed": True},
-            RetryAfter(0.0, "rate_limited (HTTP 429)", hold=True, counts=False),
+            RetryAfter(0.0, "rate_limited (HTTP 429)", counts=False),
             id="a 429 while others succeed does not count",
         ),
         pytest.param(
             status(429, QUOTA),
             {"others_succeed": True, "counted": 6},
-            RetryAfter(0.0, "rate_limited (HTTP 429)", hold=True, counts=False),
+            RetryAfter(0.0, "rate_limited (HTTP 429)", counts=False),
             id="not even when all attempts are used",
         ),
         pytest.param(
@@ -112,7 +112,7 @@ RESET = "x_ratelimit_reset_tokens_minute"
         pytest.param(
             status(429, QUOTA),
             {"others_succeed": True, "refusals": REFUSALS - 1},
-            RetryAfter(0.0, "rate_limited (HTTP 429)", hold=True, counts=False),
+            RetryAfter(0.0, "rate_limited (HTTP 429)", counts=False),
             id="many refusals of one prompt are borne",
         ),
         pytest.param(
@@ -130,7 +130,7 @@ RESET = "x_ratelimit_reset_tokens_minute"
         pytest.param(
             status(429, QUOTA),
             {"counted": 60, "attempts": 100, "refusals": 60},
-            RetryAfter(0.0, "rate_limited (HTTP 429)", hold=True),
+            RetryAfter(0.0, "rate_limited (HTTP 429)"),
             id="while nobody gets through, the attempts that the user gave are the end",
         ),
         pytest.param(
@@ -214,13 +214,13 @@ RESET = "x_ratelimit_reset_tokens_minute"
         pytest.param(
             status(429, QUOTA, retry_after="7", **{RESET: "3"}),
             {},
-            RetryAfter(7.0, "rate_limited (HTTP 429)", hold=True),
+            RetryAfter(7.0, "rate_limited (HTTP 429)"),
             id="Retry-After comes before the reset headers",
         ),
         pytest.param(
             status(429, QUOTA, **{RESET: "26.28"}),
             {},
-            RetryAfter(0.0, "rate_limited (HTTP 429)", hold=True),
+            RetryAfter(0.0, "rate_limited (HTTP 429)"),
             id="a reset is no request to wait: what it means is the pacer's affair",
         ),
         pytest.param(
@@ -238,7 +238,7 @@ RESET = "x_ratelimit_reset_tokens_minute"
         pytest.param(
             status(429, QUOTA, retry_after="0"),
             {},
-            RetryAfter(0.0, "rate_limited (HTTP 429)", hold=True),
+            RetryAfter(0.0, "rate_limited (HTTP 429)"),
             id="of the quota, too, and the pacer finds a better one",
         ),
         pytest.param(
@@ -285,7 +285,7 @@ RESET = "x_ratelimit_reset_tokens_minute"
         pytest.param(
             status(429, QUOTA, retry_after="120"),
             {"others_succeed": True},
-            RetryAfter(120.0, "rate_limited (HTTP 429)", hold=True, counts=False),
+            RetryAfter(120.0, "rate_limited (HTTP 429)", counts=False),
             id="the longest wait of an account that is accepted",
         ),
         pytest.param(
@@ -297,7 +297,7 @@ RESET = "x_ratelimit_reset_tokens_minute"
         pytest.param(
             status(429, QUOTA, **{RESET: "59"}),
             {"max_wait_s": 10.0, "counted": 8, "attempts": 10},
-            RetryAfter(0.0, "rate_limited (HTTP 429)", hold=True),
+            RetryAfter(0.0, "rate_limited (HTTP 429)"),
             id="a far reset is no request to wait so long, and stops nobody",
         ),
     ],

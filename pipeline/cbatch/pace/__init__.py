@@ -11,11 +11,12 @@ All numbers live in one sequence of floats, so that the processes of one key can
 from __future__ import annotations
 
 from cbatch.pace.pacer import Pacer, forget, rebase
-from cbatch.pace.windows import FLOATS, MARGIN, WINDOWS, Cost, Kind, NeverFits, Period, Said, Used
+from cbatch.pace.windows import FLOATS, MARGIN, SECONDS, WINDOWS, Cost, Kind, NeverFits, Period, Said, Used
 
 __all__ = [
     "FLOATS",
     "MARGIN",
+    "SECONDS",
     "WINDOWS",
     "Cost",
     "Kind",

@@ -76,9 +76,13 @@ class Pacer:
         `rest` is (requests, tokens to be reserved) of the whole rest of the job: where the server says
         that all of it fits what is left, it need not be spread. Raises NeverFits.
         """
-        ready = self._ready(now, cost, rest)[0]
+        return self.look(now, cost, rest)[0]
+
+    def look(self, now: float, cost: Cost, rest: tuple[int, float] | None = None) -> tuple[float, str]:
+        """The same, and what binds until then."""
+        ready, why = self._ready(now, cost, rest)
         self._waited = self._waited or ready > now
-        return ready
+        return ready, why
 
     def waiting_for(self, now: float, cost: Cost) -> tuple[str, float]:
         """What binds right now, in words for a progress line, and for how long: ("tokens/min", 2.5)."""
