@@ -90,6 +90,7 @@ def http(monkeypatch: pytest.MonkeyPatch) -> Iterator[aioresponses]:
             super().__init__(*args, stream_writer=Mock(output_size=0), **kwargs)
 
     monkeypatch.setattr("aioresponses.core.ClientResponse", Response)
+    monkeypatch.setenv("CBATCH_TRANSPORT", "session")  # what it mocks
     with aioresponses() as mocked:
         yield mocked
 

@@ -12,20 +12,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, field_validator, model_validator
 
-from cbatch import catalog
+from cbatch import catalog, gates
 
+MADE = "prompts.jsonl"  # in the run directory: prompts that are made, or taken from an earlier run
 AUTO_CONCURRENCY = (1, 512)  # where `auto` stays; 1,000 requests/min at 0.3 s an answer need 5
 LATER = "comes in a later release of cbatch"
 
 # Keys that are promised and not built: path -> what they will do. None and absent are fine.
 LATER_KEYS: dict[tuple[str, ...], str] = {
-    ("load",): "load modes for benchmarking",
-    ("gates",): "gates on measurements",
     ("prompt", "turns"): "multi-turn prompts",
 }
-LATER_VALUES: dict[tuple[str, ...], tuple[object, str]] = {
-    ("params", "stream"): (True, "streaming"),
-}
+TRAVEL_FIELDS = ("stream", "stream_options")  # how an answer travels: no part of what is asked
 
 COUNT = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)\s*([kKmM]?)")
 PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?)\s*%")
@@ -76,6 +73,7 @@ Count = Annotated[int, BeforeValidator(_count), Field(ge=1, le=10**15)]
 Limit = Annotated[Count | None, BeforeValidator(_auto)]
 Seconds = Annotated[float, Field(gt=0)]
 Time = Annotated[float, BeforeValidator(_time), Field(gt=0)]
+Wait = Annotated[float, BeforeValidator(_time), Field(ge=0)]
 Share = Annotated[float, BeforeValidator(_share), Field(gt=0, le=1)]
 
 
@@ -88,10 +86,26 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class Synthetic(Part):
+    """Prompts made of common words: so many, of about so many tokens each, the same for the same seed."""
+
+    rows: Count = 1_000
+    tokens: Annotated[list[Annotated[int, Field(ge=16, le=1_000_000)]], Field(min_length=1)]
+    seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one(cls, value: object) -> object:
+        if isinstance(value, dict) and type(value.get("tokens")) is int:
+            return {**value, "tokens": [value["tokens"]]}
+        return value
+
+
 class Input(Part):
     """Which rows to read; paths are absolute or relative to the job file."""
 
     path: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    synthetic: Synthetic | None = None
     format: Literal["auto", "jsonl", "json", "csv", "parquet"] = "auto"
     id: str | None = None
     limit: Count | None = None
@@ -107,6 +121,10 @@ class Input(Part):
             value = {"path": value}
         if isinstance(value, dict) and isinstance(value.get("path"), str):
             value = {**value, "path": [value["path"]]}
+        if isinstance(value, dict) and value.get("synthetic") is not None:
+            if value.get("path") not in (None, [MADE]):
+                raise ValueError("synthetic: prompts are read from `path` or made, not both")
+            value = {**value, "path": [MADE]}
         return value
 
     @model_validator(mode="after")
@@ -183,7 +201,8 @@ class Params(Part):
     prompt_cache_key: Annotated[str, Field(max_length=1024)] | None = None
     service_tier: Literal["auto", "default", "flex", "priority"] | None = None
     model_parameters: dict[str, Any] | None = None
-    stream: Literal[False] | None = None
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -202,7 +221,12 @@ class Params(Part):
     def body(self) -> dict[str, Any]:
         """The fields that were given, ready to be sent; a limit that is `auto` is no part of the request's identity."""
         given = self.model_dump(exclude_none=True)
-        return {k: v for k, v in given.items() if k != "stream" and (k, v) != ("max_completion_tokens", "auto")}
+        return {k: v for k, v in given.items() if k not in TRAVEL_FIELDS and (k, v) != ("max_completion_tokens", "auto")}
+
+    def travel(self) -> dict[str, Any]:
+        """The fields that say how the answer travels; {} where it comes in one piece."""
+        given = self.model_dump(include=set(TRAVEL_FIELDS), exclude_none=True)
+        return given if given.get("stream") else {}
 
     @property
     def right_sized(self) -> bool:
@@ -332,6 +356,84 @@ class Timeouts(Part):
     total_s: Seconds = 180.0  # a whole answer; 40,000 tokens take 40 s on the slowest model
 
 
+class Load(Part):
+    """A benchmark: the prompts are asked again and again, in blocks of one load each.
+
+    closed: so many in flight, each answer is followed by the next request. open: requests leave at a rate,
+    whatever the answers do. search: the highest load that meets `slo` without a 429. replay: the prompts
+    of an earlier run at the times they were sent.
+    """
+
+    mode: Literal["closed", "open", "search", "replay"] = "closed"
+    concurrency: list[int] | tuple[int, int] | None = None
+    rate: list[float] | tuple[float, float] | None = None
+    arrival: Literal["constant", "poisson"] = "poisson"
+    warmup_s: Wait = 2.0
+    duration_s: Time | None = None
+    requests: Count | None = None
+    repeats: Annotated[int, Field(ge=1, le=1_000)] = 1
+    slo: list[str] = Field(default_factory=list)
+    of: str | None = None
+    speed: Annotated[float, Field(gt=0)] = 1.0
+    max_in_flight: Annotated[int, Field(ge=1, le=20_000)] = 1_000
+    seed: int = 0
+    calibrate: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthands(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        given = {k: v for k, v in value.items() if v is not None}
+        for key in ("concurrency", "rate"):
+            one = given.get(key)
+            if isinstance(one, str) and (match := RANGE.fullmatch(one.strip())):
+                given[key] = (int(match[1]), int(match[2]))
+            elif isinstance(one, int | float | str) and not isinstance(one, bool):
+                given[key] = [one]
+        if isinstance(given.get("rate"), list | tuple):
+            given["rate"] = type(given["rate"])(float(r) if type(r) is int else r for r in given["rate"])
+        if isinstance(given.get("slo"), str):
+            given["slo"] = [given["slo"]]
+        if type(given.get("speed")) is int:
+            given["speed"] = float(given["speed"])
+        return given
+
+    @model_validator(mode="after")
+    def _check(self) -> Load:
+        for key, most in (("concurrency", 20_000), ("rate", 100_000)):
+            values = getattr(self, key)
+            if values is None:
+                continue
+            if not values or any(not (1 if key == "concurrency" else 0.001) <= one <= most for one in values):
+                raise ValueError(f"{key}: {list(values)} is not made of numbers up to {most:,}")
+            if isinstance(values, tuple) != (self.mode == "search"):
+                wanted = "a range such as 1..256" if self.mode == "search" else "a number or a list of them"
+                raise ValueError(f"{key}: mode {self.mode} takes {wanted}")
+            if isinstance(values, tuple) and values[0] >= values[1]:
+                raise ValueError(f"{key}: {values[0]:g}..{values[1]:g} is no range to search in")
+        needed, excluded = {
+            "closed": ((), ("rate", "of", "slo")),
+            "open": (("rate",), ("concurrency", "of", "slo")),
+            "search": (("slo",), ("of",)),
+            "replay": (("of",), ("rate", "concurrency", "slo", "duration_s")),
+        }[self.mode]
+        for key in needed:
+            if not getattr(self, key):
+                raise ValueError(f"{key}: mode {self.mode} needs it")
+        for key in excluded:
+            if getattr(self, key):
+                raise ValueError(f"{key}: does not go with mode {self.mode}")
+        if self.mode == "search" and self.rate and self.concurrency:
+            raise ValueError("rate: a search goes over concurrency or over rate, not over both")
+        for text in self.slo:
+            try:
+                gates.parse(text)
+            except ValueError as exc:
+                raise ValueError(f"slo: {exc}") from None
+        return self
+
+
 class Results(Part):
     """What the Parquet parts hold besides the result columns."""
 
@@ -392,18 +494,40 @@ class Job(Part):
     timeouts: Timeouts = Field(default_factory=Timeouts)
     fail_if: FailIf = Field(default_factory=FailIf)
     results: Results = Field(default_factory=Results)
+    load: Load | None = None
+    gates: list[str] = Field(default_factory=list)
     folder: str  # of the job file: input paths start here
     places: dict[str, str] = Field(default_factory=dict, exclude=True)  # key -> "job.yaml:3", for messages
 
     @model_validator(mode="before")
     @classmethod
-    def _one_model(cls, value: object) -> object:
-        if isinstance(value, dict) and isinstance(value.get("model"), str):
-            return {**value, "model": [value["model"]]}
+    def _shorthands(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        for key in ("model", "gates"):
+            if isinstance(value.get(key), str):
+                value[key] = [value[key]]
+        load, rows = value.get("load"), value.get("input")
+        if isinstance(load, dict) and load.get("mode") == "replay":
+            if rows is not None and rows != {"path": [MADE]}:
+                raise ValueError("input: a replay takes the prompts of `load.of`")
+            value["input"] = {"path": [MADE]}
+        elif isinstance(rows, dict) and rows.get("synthetic") is not None:
+            value.setdefault("prompt", "{{ prompt }}")
         return value
 
     @model_validator(mode="after")
     def _check(self) -> Job:
+        for text in self.gates:
+            try:
+                gates.parse(text)
+            except ValueError as exc:
+                raise ValueError(f"gates: {exc}") from None
+        if self.load is not None and self.samples != 1:
+            raise ValueError("samples: a load run asks its prompts again and again; use load.repeats or load.requests")
+        if self.load is not None and self.load.mode == "replay" and len(self.model) > 1:
+            raise ValueError("model: a replay goes to one model")
         if len(set(self.model)) != len(self.model):
             raise ValueError("model: the same model twice; use `samples: N` for more answers per prompt")
         if "@" in self.endpoint:  # first of all checks: what follows quotes the address

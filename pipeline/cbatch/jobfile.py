@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from cbatch.errors import JobError
-from cbatch.job import LATER, LATER_KEYS, LATER_VALUES, Job
+from cbatch.job import LATER, LATER_KEYS, Job
 from cbatch.joberrors import accepted, job_error
 from cbatch.render import Renderer, condition
 from cbatch.response_format import response_format
@@ -54,15 +54,6 @@ def parse(text: str, path: Path, overrides: Sequence[str] = ()) -> Job:
     for key_path, feature in LATER_KEYS.items():
         if _get(raw, key_path) is not None:
             raise JobError(f"{where(key_path)}: {feature} {LATER}", hint=f"take {'.'.join(key_path)} out for now")
-    for key_path, (value, feature) in LATER_VALUES.items():
-        read = _get(raw, key_path)
-        if read == value and type(read) is type(value):
-            raise JobError(
-                f"{where(key_path)}: {feature} {LATER}",
-                hint=f"give {'.'.join(key_path)} a number, or leave it out"
-                if value == "auto"
-                else f"take {'.'.join(key_path)} out for now",
-            )
     # A key with nothing behind it (`rph:`) is as if it were not there.
     raw = {k: v for k, v in raw.items() if v is not None}
     for section in _SECTIONS:

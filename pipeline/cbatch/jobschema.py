@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cbatch.job import COUNT, FAIL_IF, LATER, LATER_KEYS, LATER_VALUES, PERCENT, RANGE, TIME, Job
+from cbatch.job import COUNT, FAIL_IF, LATER, LATER_KEYS, PERCENT, RANGE, TIME, Job
 
 _DEFINITIONS = {"limits": "Limits", "retry": "Retry", "prompt": "PromptSpec", "params": "Params"}
 
@@ -65,8 +65,4 @@ def json_schema() -> dict[str, Any]:
     for key_path, feature in LATER_KEYS.items():
         place = properties if len(key_path) == 1 else definitions[_DEFINITIONS[key_path[0]]]["properties"]
         place[key_path[-1]] = {"deprecated": True, "description": f"{feature} {LATER}"}
-    for (section, name), (value, feature) in LATER_VALUES.items():
-        place = definitions[_DEFINITIONS[section]]["properties"]
-        later = {"const": value, "deprecated": True, "description": f"{feature} {LATER}"}
-        place[name] = {"anyOf": [place[name], later]}
     return schema

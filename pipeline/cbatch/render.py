@@ -23,7 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 
 from cbatch import catalog
 from cbatch.errors import JobError
-from cbatch.job import Job
+from cbatch.job import TRAVEL_FIELDS, Job
 from cbatch.schema import Prompt, Request
 
 BYTES_PER_TOKEN = 4  # English text; corrected by `usage` once the answer is in
@@ -315,6 +315,7 @@ class Renderer:
         self._system = _template(job.prompt.system, "prompt.system")
         self._user = _template(job.prompt.user, "prompt")
         self._params = job.params.body()
+        self._travel = job.params.travel()
         # The body is written with sorted top-level keys, so for templates it *is* its own canonical
         # form; what stands before and after the messages never changes and is encoded once. Inside a
         # parameter the user's key order is kept: answers follow the order of a schema's properties.
@@ -323,8 +324,9 @@ class Renderer:
             before, after = orjson.dumps(dict(sorted(body.items()))).split(b'"messages":null', 1)
         except TypeError as exc:
             raise JobError(f"params: cannot be sent as JSON: {exc}") from None
-        self._before, self._after = before + b'"messages":', after
-        self._before_hash = hashlib.sha256(self._before)
+        canonical, self._after = before + b'"messages":', after
+        self._before_hash = hashlib.sha256(canonical)
+        self._before = _with_fields(canonical, self._travel)  # sent, and no part of the digest
         self._static_tokens = (len(before) + len(after)) // BYTES_PER_TOKEN + PREAMBLE_TOKENS
         card = catalog.card(model)
         ceiling = card.max_output_tokens if card else DEFAULT_RESERVE_TOKENS
@@ -383,15 +385,16 @@ class Renderer:
             raise RenderError(
                 "the body asks for more than one answer; use `samples: N`, every answer needs its own row"
             )
-        if body.pop("stream", False):
-            raise RenderError("the body asks for a stream; streaming comes in a later release of cbatch")
+        travel = self._travel | {name: body.pop(name) for name in TRAVEL_FIELDS if name in body}
+        if not travel.get("stream"):
+            travel = {}
         encoded = _encode(body)
         canonical = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
         limit = _limit(body.get("max_completion_tokens") or body.get("max_tokens"))
         tokens = len(encoded) // BYTES_PER_TOKEN + PREAMBLE_TOKENS
         return Request(
             model=self._model,
-            body=encoded,
+            body=_with_fields(encoded, travel),
             digest=hashlib.sha256(canonical).digest(),
             prompt_tokens_estimate=tokens,
             reserve_tokens=tokens + (limit or self._completion_tokens),
@@ -497,3 +500,8 @@ def _encode(value: Any) -> bytes:
         return orjson.dumps(value, option=orjson.OPT_SORT_KEYS if isinstance(value, list) else None)
     except TypeError as exc:  # lone surrogates; values JSON has no form for
         raise RenderError(f"the request cannot be written as JSON: {exc}") from None
+
+
+def _with_fields(body: bytes, fields: dict[str, Any]) -> bytes:
+    """A JSON object, or the beginning of one, with more fields in front."""
+    return orjson.dumps(fields)[:-1] + b"," + body[1:] if fields else body

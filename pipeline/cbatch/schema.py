@@ -87,6 +87,20 @@ class TimeInfo:
 
 
 @dataclass(slots=True, kw_only=True)
+class StreamMarks:
+    """When the tokens of a stream came: stamps of socket reads, in seconds of a monotonic clock."""
+
+    first: float  # text, reasoning or a tool call
+    first_answer: float | None  # text or a tool call; None where all was reasoning
+    last: float
+    end: float  # of the body: [DONE], and usage where it has its own chunk
+    n_chunks: int  # events that carried tokens
+    n_reads: int  # socket reads that did
+    first_share: float  # of all characters, in the first of these reads
+    max_gap_s: float | None  # between two of these reads; None where there is one
+
+
+@dataclass(slots=True, kw_only=True)
 class Completion:
     """The answer."""
 
@@ -102,6 +116,7 @@ class Completion:
     parsed: Any = None
     valid: bool | None = None  # None: no response_format was asked for
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    stream: StreamMarks | None = None  # None: it came in one piece
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,6 +128,7 @@ class Failure:
     code: str | None = None
     http_status: int | None = None
     completion: Completion | None = None  # an answer that was paid for and did not fit
+    retry_after_s: float | None = None  # what the refusal asked for
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,6 +143,11 @@ class Timeline:
     attempts: int = 0
     reserved_tokens: int | None = None  # of the last attempt
     started_at: datetime | None = None  # wall clock at the first send, aware, UTC
+    scheduled: float | None = None  # when an open loop meant to send it
+    loop_lag_s: float | None = None  # of the client's event loop, around the first token
+    block: int | None = None  # of a load run
+    level: float | None = None
+    phase: Literal["warmup", "measure"] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -160,6 +181,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("error_code", "string", "the server's code"),
     ("error_message", "string", "what happened"),
     ("http_status", "int64", "of the last answer"),
+    ("retry_after_s", "float64", "how long the server asked to wait, where the last answer was a refusal"),
     ("prompt_tokens", "int64", "as the server counted"),
     ("cached_tokens", "int64", "prompt tokens served from the cache"),
     ("completion_tokens", "int64", "reasoning included"),
@@ -171,17 +193,32 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("server_prompt_s", "float64", "server's clock: reading the prompt"),
     ("server_completion_s", "float64", "server's clock: writing the answer"),
     ("server_total_s", "float64", "server's clock: all of it"),
+    ("server_other_s", "float64", "server's clock: the total without queue, prompt and completion"),
     ("started_at", "timestamp", "first send, UTC"),
     ("wait_s", "float64", "ready until first send: pacing"),
     ("backoff_s", "float64", "waiting between retries"),
-    ("latency_s", "float64", "last attempt: send until last byte"),
+    ("attempts_s", "float64", "first send until last send: failed attempts and the waits between them"),
+    ("latency_s", "float64", "last attempt: send until last token, without a stream until last byte"),
     ("ttft_s", "float64", "send until first token; needs a stream"),
     ("ttfa_s", "float64", "send until first answer token; needs a stream"),
     ("tail_s", "float64", "last token until end; needs a stream"),
+    ("response_s", "float64", "ready, or due by the schedule of an open loop, until last token"),
+    ("sched_lag_s", "float64", "due by the schedule until first send; open loop only"),
+    ("net_s", "float64", "ttft_s without the server's queue and prompt time: network and client"),
     ("attempts", "int64", "requests sent for this prompt"),
     ("server_tokens_per_s", "float64", "completion_tokens / server_completion_s"),
-    ("client_tokens_per_s", "float64", "by the client's clock; needs a stream"),
+    ("server_prefill_tokens_per_s", "float64", "prompt tokens not from the cache / server_prompt_s"),
+    ("client_tokens_per_s", "float64", "by the client's clock, after the first read; null where the window is short"),
     ("e2e_tokens_per_s", "float64", "completion_tokens / latency_s"),
+    ("n_chunks", "int64", "events of the stream that carried text, reasoning or tool calls"),
+    ("n_reads", "int64", "socket reads that carried them"),
+    ("n1_est", "float64", "tokens in the first of these reads, by its share of the characters"),
+    ("max_gap_s", "float64", "longest time between two of these reads"),
+    ("loop_lag_ms", "float64", "how late the client's event loop was around the first token"),
+    ("tainted", "bool", "whether that is too late for ttft_s to be trusted"),
+    ("block", "int32", "block of a load run, from 0; null in a batch"),
+    ("level", "float64", "load of the block: requests in flight, or requests/s"),
+    ("phase", "string", "warmup or measure; null in a batch"),
     ("request_id", "string", "the server's id of the answer"),
     ("served_model", "string", "model that answered"),
     ("system_fingerprint", "string", "the server's configuration"),

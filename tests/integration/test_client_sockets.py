@@ -15,13 +15,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
 
 from cbatch import __version__
-from cbatch.client import Client, Endpoint, connect
+from cbatch.client import TRANSPORT, Client, Endpoint, connect
 from cbatch.errors import (
     APIConnectionError,
     APIError,
@@ -32,6 +32,7 @@ from cbatch.errors import (
     InternalServerError,
     RateLimitError,
 )
+from cbatch.plain import PlainTransport
 
 KEY = "csk-0123456789abcdef"
 ANSWER = orjson.dumps(
@@ -43,6 +44,14 @@ ANSWER = orjson.dumps(
     }
 )
 SILENCE_S = 0.15  # the timeout of tests that wait for it
+
+@pytest.fixture(autouse=True, params=["plain", "session"])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything here holds for both transports."""
+    name: str = request.param
+    monkeypatch.setenv(TRANSPORT, name)
+    return name
+
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -419,14 +428,22 @@ async def test_a_tls_handshake_that_hangs_ends_with_the_connect_timeout() -> Non
             await ask(f"https://127.0.0.1:{listener.getsockname()[1]}/v1", connect_s=SILENCE_S)
 
 
-async def test_a_caller_who_cancels_is_not_told_of_a_timeout() -> None:
+@pytest.mark.parametrize("cancelled_first", [True, False])
+async def test_a_caller_who_cancels_is_not_told_of_a_timeout(cancelled_first: bool) -> None:
     """Where both come in the same turn, the cancellation must reach whoever asked for it."""
     async with serving(says(b"", then="silence")) as server, connect(Endpoint(base_url=server.url)) as api:
+        transport = cast("Any", api)._transport
         task = asyncio.ensure_future(api.complete(b"{}"))
         await asyncio.sleep(0.05)
+        if cancelled_first:
+            task.cancel()
+        if isinstance(transport, PlainTransport):
+            for connection in transport._busy:
+                connection.until = float("-inf")
+        else:
+            transport._until[task] = float("-inf")
+        transport._sweep()
         task.cancel()
-        api._until[task] = float("-inf")
-        api._sweep()
         with pytest.raises(asyncio.CancelledError):
             await task
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from cbatch.client import EXCERPT, Endpoint, Reply, connect, normalise_base_url, read_completion, read_error
+from cbatch.client import Endpoint, Reply, connect, normalise_base_url, read_completion, read_error
 from cbatch.errors import (
     APIConnectionError,
     APIError,
@@ -33,6 +33,7 @@ from cbatch.errors import (
     RateLimitError,
     UnprocessableEntityError,
 )
+from cbatch.replies import EXCERPT
 from cbatch.schema import Completion, TimeInfo, Usage
 
 # As recorded from zai-glm-4.7 in May 2026, key order as on the wire (API sheet, section 3).
