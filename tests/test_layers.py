@@ -14,10 +14,11 @@ ROWS = [
     "schema job yamltext pace",
     "render measure answers parquet session joberrors response_format jobschema formats"
     " ratelimits sizes throttle health",
-    "jobfile source client journal runlock filesystem rundir gate feed retry account purse",
+    "jobfile source client journal runlock filesystem rundir gate feed retry account purse prompts metrics",
     "ledger hedge resume publish",
     "send crew",
     "engine plan verify report",
+    "compare",
     "sim",
     "cli",
 ]
@@ -32,8 +33,10 @@ HOMES = {
     "jinja2": {"render"},
     "jsonschema": {"answers", "response_format"},
     "platformdirs": {"cli"},
+    "prometheus_client": {"metrics"},
     "pyarrow": {"source", "formats", "parquet"},
     "pydantic": {"job", "jobfile", "joberrors", "verify"},
+    "scipy": {"compare"},
     "sqlite3": {"journal"},
     "tqdm": {"cli"},
     "uvloop": {"cli"},

@@ -13,10 +13,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
-from dataclasses import asdict, fields
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,32 +24,27 @@ import orjson
 from aiolimiter import AsyncLimiter
 
 from cbatch import __version__, catalog
-from cbatch.account import Account, name_of
-from cbatch.answers import AnswerCheck
 from cbatch.client import Client
 from cbatch.crew import Crew
 from cbatch.errors import BudgetReached, CbatchError, JobError, JournalError, RunStopped, SourceError
 from cbatch.feed import Pending, Places
 from cbatch.filesystem import require_local
-from cbatch.gate import Gate
-from cbatch.health import Health
-from cbatch.hedge import Hedge
+from cbatch.fleet import Fleet
 from cbatch.job import Job
 from cbatch.journal import Journal, Writer
 from cbatch.ledger import Ledger, Unknown, unknown
-from cbatch.measure import cost_usd, record
-from cbatch.pace import Pacer
+from cbatch.measure import METRICS_VERSION, cost_usd, record
+from cbatch.meter import Meter
 from cbatch.parquet import failures, table, text_length
 from cbatch.publish import Publisher, carried_types, rebuild
 from cbatch.purse import Purse
-from cbatch.render import DEFAULT_RESERVE_TOKENS, Renderer, RenderError
-from cbatch.resume import Resume, Work, try_template
+from cbatch.render import Renderer, RenderError
+from cbatch.resume import Resume, Work, recipe, try_template
 from cbatch.rundir import RunDir
 from cbatch.runlock import RunLock
 from cbatch.schema import COLUMN_INDEX, Completion, Failure, Record, Timeline
 from cbatch.send import Sender, send
 from cbatch.session import Options, Progress, Summary, unfinished_session
-from cbatch.sizes import Gain, Sizes
 from cbatch.source import Source, Survey, carried, check_carry
 from cbatch.throttle import Throttle
 
@@ -57,7 +52,8 @@ HEARTBEAT_S = 1.0  # how old `cbatch status` of a running job may be
 DRAIN_S = 30.0  # after the first Ctrl-C, answers in flight get this long
 PART_BYTES = 256 << 20  # a part is cut at this much text, however few its rows
 PART_S = 300.0  # and at least this often, so that long runs can be looked into
-UNKNOWN_CEILING_TOKENS = 32_768  # of an answer, for models that the catalog does not have
+TIMER_ROUNDING_S = 0.0005  # uvloop rounds to whole milliseconds, in both directions
+KEPT_SERIES = 5  # sessions whose time series stays in run.json
 HANDSHAKES_PER_S = 500  # TLS handshakes cost 1-2 ms each: connections open gradually
 
 _ERROR_KIND, _MODEL = COLUMN_INDEX["error_kind"], COLUMN_INDEX["model"]
@@ -98,9 +94,10 @@ class Run:
         self._renderers = {model: Renderer(job, model) for model in job.model}
         self._accounts = accounts
         self._crew: Crew | None = None
-        self._senders: list[Sender] = []
-        self._shared: list[Account] = []
+        self.observe: Callable[[Sequence[Any]], None] | None = None  # sees every durable row
+        self._fleet: Fleet | None = None
         self._learned: dict[str, float] = {}
+        self._meter: Meter | None = None
         self._throttle = Throttle(*job.limits.in_flight)
         self._cpu_s = 0.0
         self._error: BaseException | None = None
@@ -123,6 +120,7 @@ class Run:
         self._loop = loop
         self.progress.started_s = self._last_cut = loop.time()
         self._cpu_s = time.process_time()
+        self._anchor = self._now(), self.clock()
         # Reading the job and the input comes before the folder is touched: a typo must leave no trace.
         source = Source(self.job, limit=self._options.limit)
         survey = await asyncio.to_thread(source.survey)
@@ -151,31 +149,24 @@ class Run:
                 self._warn(f"{folder.journal.name} did not know {adopted:,} rows: they were read from results/")
             self._check_carry_types()
             await asyncio.to_thread(publisher.recover)
-            progress.total = survey.rows * len(job.model) * job.samples
-            progress.left_by_model = dict.fromkeys(job.model, survey.rows * job.samples)
             progress.cost_usd, progress.unpriced = writer.paid.cost_usd, writer.paid.unpriced
             info = folder.read_info()
             self._sessions = list(info.get("sessions", []))[-99:]
             if info.get("state") == "running":  # killed: what its heartbeat and its rows tell
                 live = unfinished_session(journal.get("live"), self._sessions, sum(journal.counts()))
                 self._sessions.append(live | {"killed": True})
-            resume = self._resume = Resume(job, journal, self._renderers, self._options)
-            await asyncio.to_thread(resume.compare, source, survey, self._endpoint, info.get("endpoint"))
-            if not resume.known_before:
-                resume.settle(writer, survey, self._endpoint)
+            await self._take_stock(source, survey, info.get("endpoint"))
             self._report_crash()
             priced = all(catalog.price(model) is not None for model in job.model)
             self._ledger = Ledger(writer, self._earlier, priced=priced)
-            if resume.may_replace:
+            if self._resume.may_replace:
                 # Rows that may be replaced must be in a part, and no part may be in the making.
                 await asyncio.to_thread(publisher.cut_unplaced)
             self._uncut_seq = journal.unplaced()[0]
-            # One iterator a model: a slow model's quota must not hold up another's.
-            self._pending = [Pending(resume.unanswered(source, survey, model, progress)) for model in job.model]
-            if nothing_new := all([await pending.is_empty() for pending in self._pending]):
+            if nothing_new := not await self._has_work(source, survey):
                 summary = await self._close(survey)
             else:
-                resume.unsettle(writer)
+                self._resume.unsettle(writer)
                 writer.set("live", None).result()  # an earlier session's figures would be taken for those of this one
                 self._write_info(source, survey, "running")
                 try:
@@ -191,6 +182,49 @@ class Run:
             await asyncio.to_thread(publisher.close)
             await asyncio.to_thread(writer.stop)
             journal.close()
+
+    # -- what a batch is, and `load.py` does otherwise --------------------------------------
+
+    async def _take_stock(self, source: Source, survey: Survey, endpoint_said: str | None) -> None:
+        """Find out what the folder already holds of this job. Raises JobError if it is another's."""
+        job = self.job
+        self.progress.total = survey.rows * len(job.model) * job.samples
+        self.progress.left_by_model = dict.fromkeys(job.model, survey.rows * job.samples)
+        self._resume = Resume(job, self._journal, self._renderers, self._options)
+        await asyncio.to_thread(self._resume.compare, source, survey, self._endpoint, endpoint_said)
+        if not self._resume.known_before:
+            self._resume.settle(self._writer, survey, self._endpoint)
+
+    async def _has_work(self, source: Source, survey: Survey) -> bool:
+        """Whether anything is left to be sent."""
+        # One iterator a model: a slow model's quota must not hold up another's.
+        self._pending = [
+            Pending(self._resume.unanswered(source, survey, model, self.progress)) for model in self.job.model
+        ]
+        return not all([await pending.is_empty() for pending in self._pending])
+
+    async def _work(self, fleet: Fleet, ledger: Ledger) -> None:
+        """Send all that is left."""
+        self._crew = Crew(self._worker, throttle=self._throttle, places=self._places, ledger=ledger, on_error=self.stop)
+        await self._crew.run(self.progress.total)
+
+    async def _settle(self, survey: Survey) -> None:
+        """At the end: count what was not looked at, remember what the folder now holds."""
+        with suppress(SourceError):  # for the counts only: a file that has gone must not keep answers from disk
+            for pending in self._pending:  # known rows that were not looked at yet are done all the same
+                if self._resume.known_seen < self._resume.known_before:  # else the rest of the input tells nothing
+                    await asyncio.to_thread(pending.exhaust)
+
+    @property
+    def _more_to_do(self) -> bool:
+        """Whether more is to be sent than was begun."""
+        return False
+
+    def _more_info(self) -> dict[str, Any]:
+        """What run.json says beside what it says of every run."""
+        return {}
+
+    # -- the session, on ----------------------------------------------------------------------
 
     def _report_crash(self) -> None:
         """Say what earlier sessions sent without learning the outcome, so that it may be paid twice."""
@@ -230,48 +264,74 @@ class Run:
             spent_usd=writer.paid.cost_usd + (self._earlier.usd or 0.0),
             spent_tokens=writer.paid.prompt_tokens + writer.paid.completion_tokens,
         )
-        async with self._connect() as api, AsyncExitStack() as stack:
-            ledger = self._ledger
+        async with self._connect() as api:
             self._places = Places(0)
-            self._senders = [self._sender(model, api, purse, ledger, stack) for model in job.model]
+            fleet = self._fleet = Fleet(
+                job,
+                api,
+                purse=purse,
+                ledger=self._ledger,
+                activity=progress.activity,
+                throttle=self._throttle,
+                left=progress.left_by_model,
+                caps=self._journal.get("caps") or {},
+                accounts=self._accounts,
+                clock=self.clock,
+                now=self._now,
+                rng=self._rng,
+                draining=lambda: self.progress.draining,
+                notify=self._warn,
+            )
             self._opening = (
                 AsyncLimiter(HANDSHAKES_PER_S / 10, 0.1) if api.endpoint.base_url.startswith("https:") else None
             )
-            gates = [sender.gate for sender in self._senders]
-            progress.waiting_for = lambda: next((waits for gate in gates if (waits := gate.waiting_for)), None)
-            self._crew = Crew(
-                self._worker, throttle=self._throttle, places=self._places, ledger=ledger, on_error=self.stop
+            progress.waiting_for = fleet.waiting_for
+            self._meter = Meter(
+                self.clock,
+                in_flight=lambda: len(progress.activity.on_the_wire),
+                waiting=lambda: fleet.waiting + progress.activity.backing_off,
+                counts=self._counts,
+                zero=self._anchor[1],
             )
             deadline = self._loop.call_later(budget.wall, self._wall) if budget.wall else None
-            async with asyncio.TaskGroup() as group:
-                heartbeat = group.create_task(self._heartbeat())
-                try:
-                    await self._crew.run(progress.total)
-                finally:
-                    heartbeat.cancel()
-                    self._save_caps()
-                    self._learned = _merged(sender.gate.pacer.learned() for sender in self._senders)
-                    if deadline is not None:
-                        deadline.cancel()
-                    progress.waiting_for = lambda: None
+            try:
+                async with asyncio.TaskGroup() as group:
+                    heartbeat = group.create_task(self._heartbeat(fleet))
+                    try:
+                        await self._work(fleet, self._ledger)
+                    finally:
+                        heartbeat.cancel()
+            finally:
+                self._meter.stop()
+                self._save_caps(fleet)
+                self._learned = fleet.learned()
+                if deadline is not None:
+                    deadline.cancel()
+                progress.waiting_for = lambda: None
+                fleet.close()
 
     def _wall(self) -> None:
         wall_s = self.job.budget.wall
         self.stop(BudgetReached(f"budget.wall of {wall_s:,.0f} s has passed", hint="the same line goes on from here"))
 
-    async def _heartbeat(self) -> None:
+    async def _heartbeat(self, fleet: Fleet) -> None:
         """Leave figures in the journal now and then: for `cbatch status`, and for after a kill."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             self._writer.set("live", self._figures())
-            self._save_caps()
-            for account in self._shared:
-                account.touch()
+            self._save_caps(fleet)
+            fleet.touch()
 
-    def _save_caps(self) -> None:
+    def _save_caps(self, fleet: Fleet) -> None:
         """What was learned about the length of answers: the next session goes on with it."""
-        if self.job.params.right_sized:
-            self._writer.set("caps", {sender.model: sender.sizes.cap() for sender in self._senders})
+        if caps := fleet.caps():
+            self._writer.set("caps", caps)
+
+    def _counts(self) -> tuple[int, ...]:
+        """Of the time series: sent, answered, failed, answered with 429, completion tokens."""
+        progress, activity = self.progress, self.progress.activity
+        failed = sum(progress.errors.values())
+        return activity.sent, progress.answered, failed, activity.rate_limited, progress.completion_tokens
 
     def _figures(self) -> dict[str, Any]:
         """What this session has done so far; seconds of waiting are summed over workers."""
@@ -284,74 +344,12 @@ class Run:
             "rate_limited": activity.rate_limited,
             "pace_wait_s": activity.pace_wait_s,
             "backoff_s": activity.backoff_s,
-            "time_lost_s": self._time_lost(),
+            "time_lost_s": self._fleet.time_lost() if self._fleet else {},
             "cpu_s": time.process_time() - self._cpu_s,
             "server_queue_s": activity.server_queue_s,
             "in_flight_limit": self._throttle.limit,
             "hedged": activity.hedged,
         }
-
-    def _time_lost(self) -> dict[str, float]:
-        """Seconds in which prompts waited, by cause; the longest of the models where there are several."""
-        lost: dict[str, float] = {}
-        for sender in self._senders:
-            for cause, seconds in sender.gate.time_lost().items():
-                lost[cause] = max(lost.get(cause, 0.0), seconds)
-        return {cause: round(seconds, 3) for cause, seconds in lost.items()}
-
-    def _sender(self, model: str, api: Client, purse: Purse, ledger: Ledger, stack: AsyncExitStack) -> Sender:
-        job, activity = self.job, self.progress.activity
-        schema = job.params.answer_schema
-        card = catalog.card(model)
-        sizes = Sizes(
-            auto=job.params.right_sized,
-            ceiling=card.max_output_tokens if card else UNKNOWN_CEILING_TOKENS,
-            default=DEFAULT_RESERVE_TOKENS,
-            cap=(self._journal.get("caps") or {}).get(model),
-        )
-        account = self._account(api, model, stack)
-        now = self._loop.time()
-        with account or nullcontext():
-            floats = account.floats if account else None
-            pacer = Pacer(job.limits.quota(model), now=now, share=job.limits.share, floats=floats)
-        left = self.progress.left_by_model
-        gate = Gate(pacer, account=account, rest=lambda: (left[model], left[model] * sizes.mean_reserve))
-        hedge = job.retry.hedge
-        return Sender(
-            model=model,
-            api=api,
-            gate=gate,
-            sizes=sizes,
-            throttle=self._throttle,
-            health=Health(job.retry.max_outage_s),
-            purse=purse,
-            ledger=ledger,
-            policy=job.retry,
-            price=catalog.price(model),
-            now=self._now,
-            rng=self._rng,
-            activity=activity,
-            clock=self.clock,
-            loop_time=self._loop.time,
-            total_s=job.timeouts.total_s,
-            hedge=Hedge(api, gate, sizes, activity, hedge) if hedge else None,
-            check=AnswerCheck(schema) if schema is not None else None,
-            draining=lambda: self.progress.draining,
-            notify=self._warn,
-        )
-
-    def _account(self, api: Client, model: str, stack: AsyncExitStack) -> Account | None:
-        """The budget that this process shares with all others of the key; None where it has none."""
-        if self._accounts is None:
-            return None
-        try:
-            account = Account(self._accounts / name_of(api.endpoint.base_url, api.endpoint.key, model))
-        except OSError as exc:
-            self._warn(f"{self._accounts}: {exc.strerror}; limits are not shared with other processes of this key")
-            return None
-        stack.callback(account.close)
-        self._shared.append(account)
-        return account
 
     # -- one worker -------------------------------------------------------------------------
 
@@ -359,10 +357,11 @@ class Run:
         task = asyncio.current_task()
         assert task is not None
         assert self._crew is not None
+        assert self._fleet is not None
         if self._opening is not None:
             await self._opening.acquire()
         # Spread over the models; who has finished its own helps with the next.
-        models = list(zip(self._senders, self._pending, strict=True))
+        models = list(zip(self._fleet.senders, self._pending, strict=True))
         turn = number % len(models)
         try:
             for sender, pending in models[turn:] + models[:turn]:
@@ -381,9 +380,11 @@ class Run:
         except CbatchError as exc:
             self.stop(exc)
 
-    async def _answer(self, work: Work, sender: Sender, task: asyncio.Task[Any]) -> Record:
+    async def _answer(
+        self, work: Work, sender: Sender, task: asyncio.Task[Any], timeline: Timeline | None = None
+    ) -> Record:
         prompt, request = work.prompt, None
-        timeline = Timeline(ready=self.clock())
+        timeline = timeline or Timeline(ready=self.clock())
         outcome: Completion | Failure
         paid: list[Completion] = []
         if prompt.problem is not None:
@@ -394,9 +395,15 @@ class Run:
             except RenderError as exc:
                 outcome = Failure(kind="render", message=f"{prompt.origin}: {exc}")
             else:
+                if timeline.scheduled is not None:
+                    await self._wait_until(timeline.scheduled)
                 outcome, paid = await send(request, sender, timeline, task)
         costs = [cost_usd(answer, sender.price) for answer in paid]
         answer = outcome.completion if isinstance(outcome, Failure) else outcome
+        if timeline.first_sent is not None:  # one wall clock reading a run: it may be set in between
+            timeline.started_at = self._anchor[0] + timedelta(seconds=timeline.first_sent - self._anchor[1])
+        if answer is not None and timeline.done is not None and self._meter is not None:
+            timeline.loop_lag_s = self._meter.around(answer.stream.first if answer.stream else timeline.done)
         return record(
             key=work.key,
             prompt=prompt,
@@ -410,6 +417,11 @@ class Run:
             input_json=prompt.raw.decode("utf-8", "replace") if self.job.results.input else None,
             carried=carried(prompt.fields, self._carry),
         )
+
+    async def _wait_until(self, due: float) -> None:
+        """Sleep until a time of our clock; up to 1 ms late, as uvloop's timers are, and never early."""
+        if (seconds := due - self.clock()) > 0:
+            await asyncio.sleep(seconds + TIMER_ROUNDING_S)
 
     # -- durable, counted, cut --------------------------------------------------------------
 
@@ -427,6 +439,8 @@ class Run:
         for durable in records:
             progress.answered += 1
             row = durable.row
+            if self.observe is not None:
+                self.observe(row)
             progress.left_by_model[row[_MODEL]] -= 1
             if durable.ok:
                 progress.done += 1
@@ -504,10 +518,7 @@ class Run:
 
     async def _close(self, survey: Survey) -> Summary:
         """Make everything that was answered durable and visible, then take stock."""
-        with suppress(SourceError):  # for the counts only: a file that has gone must not keep answers from disk
-            for pending in self._pending:  # known rows that were not looked at yet are done all the same
-                if self._resume.known_seen < self._resume.known_before:  # else the rest of the input tells nothing
-                    await asyncio.to_thread(pending.exhaust)
+        await self._settle(survey)
         if self._writer.failed is None:
             try:
                 await asyncio.wrap_future(self._writer.do(lambda db: None))
@@ -531,7 +542,8 @@ class Run:
             self.progress.samples = {kind: text for kind, (_, text) in found.items()} | self.progress.samples
 
     def _summary(self) -> Summary:
-        progress, activity = self.progress, self.progress.activity
+        progress, activity, fleet = self.progress, self.progress.activity, self._fleet
+        outages = fleet.outages() if fleet else (0, 0.0)
         left = progress.total - progress.done - progress.failed
         error = self._error if isinstance(self._error, CbatchError) else None
         if not left and isinstance(error, BudgetReached):  # it came with the last answers
@@ -545,7 +557,7 @@ class Run:
         exit_code = 3 if self.job.fail_if.says_no(progress.failed, progress.total) else 0
         if error is not None:
             state, exit_code = "stopped", error.exit_code
-        elif left and self._signal is not None:
+        elif (left or self._more_to_do) and self._signal is not None:
             state, exit_code = "interrupted", 128 + self._signal
         paid = self._writer.paid
         elapsed_s = round(self._loop.time() - progress.started_s, 3)
@@ -575,14 +587,14 @@ class Run:
             workers=self._crew.most if self._crew else 0,
             pace_wait_s=activity.pace_wait_s,
             backoff_s=activity.backoff_s,
-            time_lost_s=self._time_lost(),
+            time_lost_s=fleet.time_lost() if fleet else {},
             cpu_s=round(time.process_time() - self._cpu_s, 3),
             server_queue_s=round(activity.server_queue_s, 3),
             cuts=asdict(self._throttle.cuts),
             learned=self._learned,
-            sizing=_sizing([sender.sizes.gain for sender in self._senders]),
-            outages=sum(sender.health.outages for sender in self._senders),
-            outage_s=round(sum(sender.health.away_s(self._loop.time()) for sender in self._senders), 1),
+            sizing=fleet.sizing() if fleet else {},
+            outages=outages[0],
+            outage_s=outages[1],
             hedged=activity.hedged,
             errors=progress.errors,
             samples=progress.samples,
@@ -600,9 +612,13 @@ class Run:
     ) -> None:
         if self._writer.failed is not None:
             return
-        sessions = list(self._sessions)
+        # A time series is some 40 KB: only the last sessions keep theirs.
+        sessions = [{k: v for k, v in one.items() if k != "series"} for one in self._sessions[:-KEPT_SERIES]]
+        sessions += self._sessions[-KEPT_SERIES:]
         info: dict[str, Any] = {
             "cbatch": __version__,
+            "metrics_version": METRICS_VERSION,
+            "recipe": recipe(self.job),
             "name": self.job.name,
             "state": state,
             "endpoint": self._endpoint,
@@ -620,30 +636,19 @@ class Run:
             figures = {name: getattr(summary, name) for name in Summary.__slots__}
             started = self._now().timestamp() - summary.elapsed_s
             began = datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds")
-            sessions.append({"started_at": began} | self._figures())
+            session = {"started_at": began} | self._figures()
+            if self._meter is not None:
+                session |= {"loop_lag_s": self._meter.lags.found(), "series": self._meter.series()}
+            sessions.append(session)
             info["summary"] = figures
         info["sessions"] = sessions
+        info |= self._more_info()
         try:
             self.folder.write_info(info)
         except JournalError:
             if summary is None:
                 raise  # before anything was sent: better no run than one without its run.json
             self._warn(f"{self.folder.info_file}: could not be written; the results are complete without it")
-
-
-def _merged(parts: Iterable[dict[str, float]]) -> dict[str, float]:
-    """The least of every limit."""
-    least: dict[str, float] = {}
-    for part in parts:
-        for name, limit in part.items():
-            least[name] = min(limit, least.get(name, limit))
-    return least
-
-
-def _sizing(gains: list[Gain]) -> dict[str, int]:
-    """What right-sizing did, over all models; {} where nothing was right-sized."""
-    total = {field.name: sum(getattr(gain, field.name) for gain in gains) for field in fields(Gain)}
-    return total if total["requests"] else {}
 
 
 def _json(value: object) -> str:

@@ -221,7 +221,9 @@ class Params(Part):
     def body(self) -> dict[str, Any]:
         """The fields that were given, ready to be sent; a limit that is `auto` is no part of the request's identity."""
         given = self.model_dump(exclude_none=True)
-        return {k: v for k, v in given.items() if k not in TRAVEL_FIELDS and (k, v) != ("max_completion_tokens", "auto")}
+        return {
+            k: v for k, v in given.items() if k not in TRAVEL_FIELDS and (k, v) != ("max_completion_tokens", "auto")
+        }
 
     def travel(self) -> dict[str, Any]:
         """The fields that say how the answer travels; {} where it comes in one piece."""

@@ -33,7 +33,7 @@ import orjson
 from cbatch.errors import JournalError
 from cbatch.schema import COLUMN_INDEX, Record
 
-FORMAT = 1
+FORMAT = 2
 DONE, FAILED = 1, 2
 PLANNED, VISIBLE = 1, 2
 GARBAGE_ROWS = 2_000  # bodies deleted per commit once their part is visible: a commit must stay short
@@ -185,6 +185,11 @@ class Journal:
         """(done, failed) rows."""
         found = dict(self._query("SELECT state, COUNT(*) FROM result GROUP BY state"))
         return found.get(DONE, 0), found.get(FAILED, 0)
+
+    def most_samples(self) -> int:
+        """One more than the highest sample number of all rows; 0 without rows."""
+        found = self._query("SELECT MAX(sample) FROM result").fetchone()[0]
+        return 0 if found is None else int(found) + 1
 
     def entries(self) -> Iterator[tuple[bytes, int, bytes, int]]:
         """Every (key, sample, digest, seq), in key order."""

@@ -26,6 +26,13 @@ PART_COLUMNS = ("id", "model", "sample", "digest", "status", "attempts")  # enou
 # Columns whose values repeat. A dictionary of values that are all different costs time and 15 % more bytes.
 REPEATING = ["model", "status", "finish_reason", "error_kind", "error_code", "served_model", "system_fingerprint"]
 
+# Reports hold every row of these at once: a code for a repeating text, half the bytes for a count.
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+_SMALL: dict[str, pa.DataType] = {
+    **dict.fromkeys((*REPEATING, "status", "phase"), _TEXT),
+    **{name: pa.int32() for name, kind, _ in COLUMNS if kind == "int64"},
+}
+
 _LONG = [COLUMN_INDEX[name] for name in ("text", "reasoning", "tool_calls", "input")]  # where the bytes are
 
 _TYPES = {
@@ -98,14 +105,21 @@ def text_length(row: Sequence[Any]) -> int:
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[list[Any]]:
-    """The rows of a part as lists, timestamps as µs: what `write_part` was given. Raises OSError."""
+    """The rows of a part as lists, timestamps as µs: what `write_part` was given. Raises OSError.
+
+    Of `columns` that a part of an older version does not have, the values are None.
+    """
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=GROUP_ROWS, columns=columns, use_threads=False):
+            there = file.schema_arrow.names if columns is None else [n for n in columns if n in file.schema_arrow.names]
+            for batch in file.iter_batches(batch_size=GROUP_ROWS, columns=there, use_threads=False):
                 lists = [
                     (column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column).to_pylist()
-                    for column in (batch.select(columns) if columns else batch).columns
+                    for column in batch.select(there).columns
                 ]
+                if columns is not None and len(there) < len(columns):
+                    found = dict(zip(there, lists, strict=True))
+                    lists = [found.get(name, [None] * batch.num_rows) for name in columns]
                 yield from map(list, zip(*lists, strict=True))
     except pa.ArrowException as exc:
         raise OSError(f"{path}: not a readable Parquet file: {exc}") from None
@@ -193,3 +207,110 @@ def total(column: pa.ChunkedArray) -> float:
     """The sum of the measured values; 0 where nothing was measured."""
     found = pc.sum(column).as_py()
     return float(found or 0)
+
+
+def _small(names: Sequence[str]) -> pa.Schema:
+    full = schema({})
+    return pa.schema([pa.field(name, _SMALL.get(name, full.field(name).type)) for name in names])
+
+
+def _scan(
+    parts: Sequence[Path], pending: Sequence[Sequence[Any]], names: Sequence[str], complete: Sequence[int] | None
+) -> Iterator[pa.Table]:
+    """The named columns part by part, in small types; of measured rows alone where the `complete` blocks are named.
+
+    A column that a part of an older version does not have is null. Not a dataset: one keeps the metadata of all
+    its parts, and reads ahead.
+    """
+    # Arrow's own pool keeps what reading frees: 150 MB after a million rows, as much again as half of what is kept.
+    pool = pa.system_memory_pool()
+    pa.set_memory_pool(pool)
+    filtered = ("phase", "block") if complete is not None else ()
+    layout = _small([*names, *(name for name in filtered if name not in names)])
+    for path in parts:
+        yield _measured(_read_part(path, layout), complete).select(list(names))
+        pool.release_unused()
+    if pending:
+        full = schema({})
+        places = [full.get_field_index(name) for name in layout.names]
+        arrays = [
+            pa.array([row[place] for row in pending], full.field(place).type).cast(small.type)
+            for place, small in zip(places, layout, strict=True)
+        ]
+        yield _measured(pa.Table.from_arrays(arrays, schema=layout), complete).select(list(names))
+
+
+def _read_part(path: Path, layout: pa.Schema) -> pa.Table:
+    texts = [field.name for field in layout if pa.types.is_dictionary(field.type)]
+    try:
+        with pq.ParquetFile(path, pre_buffer=False, read_dictionary=texts) as file:
+            there = set(file.schema_arrow.names)
+            found = file.read([name for name in layout.names if name in there], use_threads=False)
+    except pa.ArrowException as exc:
+        raise OSError(f"{path}: not a readable Parquet file: {exc}") from None
+    columns = [
+        found.column(field.name).cast(field.type) if field.name in there else pa.nulls(found.num_rows, field.type)
+        for field in layout
+    ]
+    return pa.Table.from_arrays(columns, schema=layout)
+
+
+def _measured(rows: pa.Table, complete: Sequence[int] | None) -> pa.Table:
+    if complete is None:
+        return rows
+    blocks = pc.is_in(rows.column("block"), value_set=pa.array(list(complete), pa.int32()))
+    return rows.filter(pc.and_(pc.equal(rows.column("phase"), "measure"), blocks))
+
+
+def measured_rows(
+    parts: Sequence[Path], pending: Sequence[Sequence[Any]], names: Sequence[str], complete: Sequence[int] | None
+) -> pa.Table:
+    """The named columns: of all rows, or of the measured ones of the `complete` blocks.
+
+    Repeating texts are dictionaries, one for the whole table, and counts are int32.
+    """
+    found = list(_scan(parts, pending, names, complete))
+    return pa.concat_tables(found).unify_dictionaries() if found else _small(names).empty_table()
+
+
+def block_counts(parts: Sequence[Path], pending: Sequence[Sequence[Any]]) -> dict[tuple[int | None, str | None], int]:
+    """How many rows each block and phase has."""
+    found = measured_rows(parts, pending, ("block", "phase"), None)
+    grouped = found.group_by(["block", "phase"]).aggregate([([], "count_all")])
+    return {(row["block"], row["phase"]): row["count_all"] for row in grouped.to_pylist()}
+
+
+def error_examples(
+    parts: Sequence[Path], pending: Sequence[Sequence[Any]], complete: Sequence[int] | None
+) -> dict[str, tuple[int, str]]:
+    """As `failures`, without holding a message per row."""
+    found: dict[str, tuple[int, str]] = {}
+    for rows in _scan(parts, pending, ("status", "error_kind", "error_message"), complete):
+        bad = rows.filter(pc.equal(rows.column("status"), "error"))
+        for kind, count in tally(bad.column("error_kind")).items():
+            before, example = found.get(kind, (0, ""))
+            if not example:
+                example = where(bad, "error_kind", kind).column("error_message")[0].as_py() or ""
+            found[kind] = (before + count, example)
+    return dict(sorted(found.items(), key=lambda item: -item[1][0]))
+
+
+def repeated_and_cached(parts: Sequence[Path], pending: Sequence[Sequence[Any]], complete: Sequence[int] | None) -> int:
+    """How many rows came from the server's cache and had the same request as a row before."""
+    seen: set[int] = set()
+    count = 0
+    for rows in _scan(parts, pending, ("digest", "cached_tokens"), complete):
+        for digest, cached in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+            key = hash(digest)  # a million digests as text would be 120 MB
+            if key in seen:
+                count += bool(cached)
+            else:
+                seen.add(key)
+    return count
+
+
+def numbered(column: pa.ChunkedArray, first: pa.Array | None = None) -> tuple[Any, pa.Array]:
+    """Each value as its place among the different ones, those of `first` where given (-1: not there); and these."""
+    known = column.unique() if first is None else first
+    places = pc.index_in(column, value_set=known).fill_null(-1)
+    return places.to_numpy().astype("int64"), known

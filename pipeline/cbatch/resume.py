@@ -76,7 +76,9 @@ class Resume:
                 hint="--output DIR keeps both; --fresh deletes these and starts over"
                 + ("; answers of the simulator and of the real API never mix" if "local" in label else ""),
             )
-        unchanged = self._journal.get("recipe") == self._recipe() and self._journal.get("source") == survey.fingerprint
+        unchanged = (
+            self._journal.get("recipe") == recipe(self._job) and self._journal.get("source") == survey.fingerprint
+        )
         # `--changed rerun` also means what was kept before.
         if unchanged and self._options.changed != "rerun":
             return
@@ -141,17 +143,12 @@ class Resume:
     def settle(self, writer: Writer, survey: Survey, endpoint: str) -> None:
         """Remember what the rows of this folder were made from."""
         for name, value in (
-            ("recipe", self._recipe()),
+            ("recipe", recipe(self._job)),
             ("source", survey.fingerprint),
             ("endpoint", endpoint),
             ("orphaned", self.not_seen),
         ):
             writer.set(name, value).result()
-
-    def _recipe(self) -> str:
-        job = self._job
-        recipe = {"prompt": job.prompt.model_dump(), "params": job.params.body(), "model": sorted(job.model)}
-        return hashlib.sha256(orjson.dumps(recipe, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def _must_run_again(self, known: Known, prompt: Prompt) -> bool:
         if not known.ok and self._options.retry_failed:
@@ -169,6 +166,18 @@ class Resume:
             return self._renderers[prompt.model](prompt).digest
         except RenderError:
             return b""
+
+
+def recipe(job: Job) -> str:
+    """What makes answers those of the same job, as a sha-256: model, prompt and parameters, not the input."""
+    parts: dict[str, object] = {
+        "prompt": job.prompt.model_dump(),
+        "params": job.params.body(),
+        "model": sorted(job.model),
+    }
+    if job.load is not None:
+        parts["load"] = job.load.model_dump()
+    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _run_folder(journal: Journal) -> Path:

@@ -31,11 +31,10 @@ JITTER = 0.25  # of the delay, downwards, so that a crowd does not come back as 
 
 @dataclass(frozen=True, slots=True)
 class RetryAfter:
-    """Try again in `seconds`; `hold` makes the whole account wait, `counts` uses up an attempt."""
+    """Try again in `seconds`; `counts` uses up an attempt."""
 
     seconds: float
     because: str
-    hold: bool = False
     counts: bool = True
 
 

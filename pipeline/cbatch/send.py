@@ -205,6 +205,8 @@ async def send(
         if isinstance(decision, retry.GiveUp):
             _give_up(error, sender)
             failure = _failure(error, decision.because)
+            if isinstance(error, APIStatusError):
+                failure.retry_after_s = ratelimits.stated_wait_s(error.headers, sender.now())
             failure.completion = paid[-1] if paid else None  # re-asked, then lost: what was paid for is kept
             return failure, paid
         if not decision.counts:

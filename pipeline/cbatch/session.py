@@ -47,6 +47,7 @@ class Progress:
     """What is durable and what is going on; read by whoever watches, written by the engine."""
 
     total: int = 0  # prompts x models x samples
+    stage: str = ""  # of a load run: what it is at
     done: int = 0
     failed: int = 0
     answered: int = 0  # this session: durable rows

@@ -45,6 +45,7 @@ ANSWER = orjson.dumps(
 )
 SILENCE_S = 0.15  # the timeout of tests that wait for it
 
+
 @pytest.fixture(autouse=True, params=["plain", "session"])
 def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Everything here holds for both transports."""

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("plan", "Show what a job would send, take and cost; send nothing."),
     "status": ("status", "Show how far a run is and what is left."),
     "report": ("report", "Print the measurements of a run."),
+    "compare": ("compare", "Did it get slower, costlier, worse? A verdict."),
     "verify": ("verify", "Prove a run: one row per prompt, nothing missing."),
     "init": ("init", "Write a commented job.yaml and sample rows."),
     "schema": ("schema", "Print the JSON Schema of job.yaml, for editors."),

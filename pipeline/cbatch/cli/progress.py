@@ -10,6 +10,7 @@ import asyncio
 import shutil
 import sys
 from collections import deque
+from collections.abc import Sequence
 
 import click
 from tqdm import tqdm
@@ -26,45 +27,47 @@ NAMED = 3
 WINDOW_S = 10.0  # over which the rates are taken
 
 
-async def watch(run: Run, *, simulated: bool) -> None:
-    """Show the progress of `run` on stderr until cancelled."""
+async def watch(runs: Sequence[Run], *, simulated: bool) -> None:
+    """Show the progress of `runs` on stderr until cancelled: of several, the one whose turn it is."""
     if sys.stderr.isatty():
-        await _on_terminal(run, simulated=simulated)
+        await _on_terminal(runs, simulated=simulated)
     else:
-        await _in_log(run)
+        await _in_log(runs)
 
 
-async def _on_terminal(run: Run, *, simulated: bool) -> None:
-    progress = run.progress
-    name = run.job.name + (" (simulated)" if simulated else "")
-    rates = _Rates(progress)
+def _active(runs: Sequence[Run]) -> Run:
+    return max(runs, key=lambda run: len(run.progress.activity.on_the_wire))
+
+
+async def _on_terminal(runs: Sequence[Run], *, simulated: bool) -> None:
+    rates = {run: _Rates(run.progress) for run in runs}
     # tqdm's own rate counts what earlier sessions did; ours are passed in instead.
-    with (
-        tqdm(
-            total=1,  # until the input is read
-            desc=name if len(name) <= 30 else name[:29] + "…",
-            bar_format="{desc} {percentage:3.0f}%|{bar:16}| {unit}",
-            dynamic_ncols=True,
-            leave=False,
-            file=sys.stderr,
-            miniters=0,
-            mininterval=0,
-        ) as bar
-    ):
+    with tqdm(
+        total=1,  # until the input is read
+        bar_format="{desc} {percentage:3.0f}%|{bar:16}| {unit}",
+        dynamic_ncols=True,
+        leave=False,
+        file=sys.stderr,
+        miniters=0,
+        mininterval=0,
+    ) as bar:
         while True:
-            bar.total, bar.n = progress.total, progress.done + progress.failed
+            run = _active(runs)
+            name = run.job.name + (" (simulated)" if simulated else "")
+            bar.set_description_str(name if len(name) <= 30 else name[:29] + "…", refresh=False)
+            bar.total, bar.n = run.progress.total, run.progress.done + run.progress.failed
             width = shutil.get_terminal_size().columns - len(bar.desc) - 27
-            bar.unit = _fit(_state(run, rates), width)  # tqdm puts a comma before its postfix
+            bar.unit = _fit(_state(run, rates[run]), width)  # tqdm puts a comma before its postfix
             bar.refresh()
             await asyncio.sleep(TERMINAL_S)
 
 
-async def _in_log(run: Run) -> None:
-    progress = run.progress
-    rates = _Rates(progress)
+async def _in_log(runs: Sequence[Run]) -> None:
+    rates = {run: _Rates(run.progress) for run in runs}
     while True:
         await asyncio.sleep(LOG_S)
-        click.echo(f"{run.job.name}: {', '.join(_state(run, rates))}", err=True)
+        run = _active(runs)
+        click.echo(f"{run.job.name}: {', '.join(_state(run, rates[run]))}", err=True)
 
 
 def _fit(parts: list[str], width: int) -> str:
@@ -80,10 +83,10 @@ def _fit(parts: list[str], width: int) -> str:
 
 def _state(run: Run, rates: _Rates) -> list[str]:
     progress = run.progress
-    if not progress.total:
+    if not progress.total and not progress.stage:
         return ["reading the input"]
     requests_per_s, tokens_per_s, eta_s = rates.now()
-    parts = [f"{progress.done + progress.failed:,}/{progress.total:,}"]
+    parts = [progress.stage or f"{progress.done + progress.failed:,}/{progress.total:,}"]
     if progress.draining:
         return [*parts, "stopping", f"{len(progress.activity.on_the_wire)} in flight"]
     parts += [f"{progress.failed:,} failed"] if progress.failed else []

@@ -2,72 +2,83 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
 from cbatch.cli.shared import json_option, open_run, print_json
-from cbatch.cli.words import count, money, plural
-from cbatch.report.figures import MEASURES, Figures, Spread, figures
+from cbatch.errors import JobError
+from cbatch.gates import Gate, parse
 
 
-@click.command(epilog="Example: cbatch report runs/hello")
+def _gates(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> list[Gate]:
+    try:
+        return [parse(text) for text in value]
+    except ValueError as exc:
+        raise JobError(f"--slo: {exc}", hint="see `cbatch report --help`") from None
+
+
+@click.command(epilog="Example: cbatch report runs/hello --slo 'latency_s p95 < 2s' --md")
 @click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--slo", multiple=True, metavar="EXPR", callback=_gates, help="Demand this as well; may be repeated.")
+@click.option("--md", "as_markdown", is_flag=True, help="Print Markdown, for a pull request.")
+@click.option("--html", "html_file", metavar="FILE", type=click.Path(path_type=Path), help="Write a page to FILE, too.")
 @json_option
-def command(run_dir: Path, as_json: bool) -> None:
-    """Print the measurements of a run: counts, percentiles, tokens, cost, errors by kind.
+@click.pass_context
+def command(
+    ctx: click.Context, run_dir: Path, slo: list[Gate], as_markdown: bool, html_file: Path | None, as_json: bool
+) -> None:
+    """Print the measurements of a run: a verdict, percentiles, rates, tokens, cost, errors by kind.
 
-    Speeds come from the server's own clock (completion tokens / completion time); latency is from
-    the last attempt's send to its last byte.
-    """
+    The third line says whether to believe them: VALID, SUSPECT or INVALID, and why. Where the client
+    was the bottleneck no speed is printed.
+
+    Output speed comes from the server's own clock (completion tokens / completion time), times from the
+    client's, from the last attempt's send. ±95% is where the median is; `p99 certified<=` is what p99 is at most
+    with 99 % confidence; n<662 stands where a percentile would be one or two requests. Client speed is
+    undefined where the answer came in fewer than three reads.
+
+    Gates are those of the job (`gates:`) and of --slo; in a ladder they hold at every level, in a search at
+    the level it found:
+
+    \b
+      METRIC [STATISTIC] < | <= | > | >= NUMBER[UNIT] [for SHARE%]
+      ttft_s p95 < 500ms              any column of numbers; us ms s min, K M;
+                                      p50, p99.9, mean, min, max, sum
+      server_tokens_per_s p50 > 1.8K
+      ttft_s < 500ms for 99%          each request: so many must meet it (all,
+                                      if not said)
+      errors < 1%                     also rate_limited; without % a count
+      cost_usd < 5                    the sum; also completed_per_s and
+                                      output_tokens_per_s
+
+    Exit code: 5 if a gate was missed, or what it asks was not measured; 6 if the measurement of a load run,
+    or one that gates depend on, is INVALID.
+    """  # noqa: D301  (the \b is click's: leave these lines as they are)
+    from cbatch.report.block import lines, markdown
+    from cbatch.report.evidence import read
+    from cbatch.report.figures import READ
+    from cbatch.report.findings import as_json as plain
+    from cbatch.report.findings import demanded, find
+
     folder = open_run(run_dir)
-    info = folder.read_info()
-    found = figures(folder)
+    if html_file is None:
+        needed = {*READ, *(gate.metric for gate in demanded(folder.read_info(), slo))}
+        evidence = read(folder, only=sorted(needed))
+        found = find(evidence, slo)
+    else:
+        from cbatch.report import html
+
+        evidence = read(folder, also=html.ALSO)
+        found = find(evidence, slo)
+        page = html.page(evidence, found, lines(evidence, found))
+        try:
+            html_file.write_text(page, "utf-8")
+        except OSError as exc:
+            raise JobError(f"{html_file}: cannot be written: {exc.strerror}", hint="name another FILE") from None
     if as_json:
-        about = {name: info.get(name) for name in ("name", "state", "cbatch", "endpoint", "simulated")}
-        print_json(about | asdict(found))
-        return
-    for line in lines(info, found):
-        click.echo(line)
-
-
-def lines(info: dict[str, Any], f: Figures) -> list[str]:
-    """The report as a block to paste: at most 25 lines."""
-    models = ", ".join(f"{m} ({n:,})" for m, n in f.models.items()) if len(f.models) > 1 else "".join(f.models)
-    sessions = info.get("sessions", [])
-    when = f"  {sessions[0]['started_at'][:16]}Z" if sessions else ""
-    where = "SIMULATED" if info.get("simulated") else info.get("endpoint", "?")
-    out = [
-        f"{info.get('name', '?')}  {models}{when}  cbatch {info.get('cbatch', '?')}  {where}",
-        f"{plural(f.rows, 'prompt')}  {f.ok:,} ok  {f.failed:,} failed  {f.retried:,} retried"
-        f"  state {info.get('state', 'unknown')}",
-        "",
-    ]
-    if f.spreads:
-        out.append(f"{'':<24}{'p10':>10}{'median':>10}{'p90':>10}{'p99':>10}{'n':>10}")
-        if f.by_model:
-            for name in ("server_tokens_per_s", "latency_s", "completion_tokens"):
-                out.append(MEASURES[name])
-                out += [_line(name, f"  {m}"[:24], s[name]) for m, s in list(f.by_model.items())[:4] if name in s]
-        else:
-            out += [_line(name, words, f.spreads[name]) for name, words in MEASURES.items() if name in f.spreads]
-        out.append("")
-    cached = f", {100 * f.cached_tokens / f.prompt_tokens:.0f} % cached" if f.prompt_tokens else ""
-    reasoning = f", {100 * f.reasoning_tokens / f.completion_tokens:.0f} % reasoning" if f.completion_tokens else ""
-    out.append(f"tokens    {count(f.prompt_tokens)} in{cached}; {count(f.completion_tokens)} out{reasoning}")
-    unpriced = f" and {plural(f.unpriced, 'answer')} of unknown price" if f.unpriced and f.cost_usd is not None else ""
-    out.append(f"cost      {money(f.cost_usd)}{unpriced}")
-    if f.finish_reasons:
-        out.append("finished  " + ", ".join(f"{reason} {n:,}" for reason, n in f.finish_reasons.items()))
-    for error in f.errors[:6]:
-        example = " ".join((error.example or "").split())
-        out.append(f"error     {error.kind} {error.count:,} x: {example if len(example) < 100 else example[:99] + '…'}")
-    return out
-
-
-def _line(name: str, words: str, s: Spread) -> str:
-    digits = 3 if name.endswith("_s") and "_per_" not in name else 0
-    cells = "".join(f"{value:>10,.{digits}f}" for value in (s.p10, s.p50, s.p90, s.p99))
-    return f"{words:<24}{cells}{s.n:>10,}"
+        print_json(plain(evidence, found))
+    else:
+        for line in (markdown if as_markdown else lines)(evidence, found):
+            click.echo(line)
+    ctx.exit(found.exit_code)

@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -17,12 +18,15 @@ from tqdm import tqdm
 
 from cbatch import jobfile
 from cbatch.cli import environment, say
+from cbatch.cli.loads import as_load, with_prompts
 from cbatch.cli.progress import watch
-from cbatch.cli.shared import Connection, connection_options, json_option, print_json, run_async
+from cbatch.cli.shared import Connection, Shared, connection_options, json_option, print_json, run_async
 from cbatch.cli.words import count, duration, money, plural, printable, rate, where_time_went
 from cbatch.engine import Run
 from cbatch.errors import JobError
 from cbatch.job import Job
+from cbatch.load import LoadRun, Turns
+from cbatch.metrics import Metrics, serve
 from cbatch.rundir import RunDir
 from cbatch.session import Options, Summary
 
@@ -60,6 +64,19 @@ from cbatch.session import Options, Summary
     metavar="SHARE",
     help="Use this part of the account's limits, such as 0.5: other machines use the rest.",
 )
+@click.option("--repeat", metavar="N", type=click.IntRange(1, 1000), help="Measure every load N times, in blocks.")
+@click.option(
+    "--interleave",
+    metavar="OTHER.yaml",
+    type=click.Path(path_type=Path),
+    help="Run another job in turns with this one, block by block: the way to compare two.",
+)
+@click.option(
+    "--metrics-port",
+    metavar="PORT",
+    type=click.IntRange(0, 65535),
+    help="Serve Prometheus metrics on 127.0.0.1 while it runs; 0 picks a free port.",
+)
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", hidden=True)
 def command(
     job_file: Path,
@@ -76,6 +93,9 @@ def command(
     changed: Any,
     fresh: bool,
     limit_share: str | None,
+    repeat: int | None,
+    interleave: Path | None,
+    metrics_port: int | None,
     engine: str,
 ) -> int:
     """Run a job; the same line again resumes it, and sends nothing when it is finished.
@@ -87,32 +107,68 @@ def command(
         raise JobError("--engine ray: running on Ray comes in a later release of cbatch")
     if limit_share is not None:
         overrides = (*overrides, f"limits.share={limit_share}")
-    job = jobfile.load(job_file, overrides)
-    folder = output_folder(job, output)
-    connection = Connection(
-        sim=sim,
-        url=base_url,
-        key_file=api_key_file,
-        endpoint=job.endpoint,
-        folder=Path(job.folder),
-        timeouts=job.timeouts,
-        tier=job.limits.tier,
-    )
-    run = Run(
-        job,
-        RunDir.at(folder, state_dir),
-        connect=connection.open,
-        endpoint=connection.label,
-        simulated=connection.simulated,
-        accounts=None if connection.simulated else environment.state_folder(),
-        options=Options(limit=limit, retry_failed=retry_failed, changed=changed, fresh=fresh),
-        warn=lambda message: tqdm.write(f"note: {message}", file=sys.stderr),  # above the bar, where there is one
-    )
-    allow_many_connections(job.limits.in_flight[1])
-    summary = run_async(_execute(run, quiet=quiet, simulated=connection.simulated))
+    if metrics_port is not None and interleave is not None:
+        raise JobError(
+            "--metrics-port: does not go with --interleave, which runs two jobs", hint="leave one of them out"
+        )
+    files = [job_file] if interleave is None else [job_file, interleave]
+    jobs = [as_load(jobfile.load(file, overrides), repeat, interleaved=interleave is not None) for file in files]
+    folders = [output_folder(job, output if place == 0 else None) for place, job in enumerate(jobs)]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise JobError(
+            f"--interleave: both jobs write to {folders[0]}", hint="give one of them another `output`, or a --output"
+        )
+
+    def warn(message: str) -> None:
+        tqdm.write(f"note: {message}", file=sys.stderr)  # above the bar, where there is one
+
+    turns = Turns() if interleave is not None else None
+    pools: dict[object, Shared] = {}
+    runs: list[Run] = []
+    simulated = False
+    for job, folder, other in zip(jobs, folders, [*folders[1:], *folders[:1]], strict=True):
+        connection = Connection(
+            sim=sim,
+            url=base_url,
+            key_file=api_key_file,
+            endpoint=job.endpoint,
+            folder=Path(job.folder),
+            timeouts=job.timeouts,
+            tier=job.limits.tier,
+        )
+        simulated = simulated or connection.simulated
+        # Interleaved jobs to one endpoint share its connections: what is compared is not two pools.
+        pool = pools.setdefault((job.endpoint, job.timeouts, job.limits.tier), Shared(connection.open))
+        job, offsets = with_prompts(job, folder, warn)
+        common: dict[str, Any] = {
+            "connect": pool.open,
+            "endpoint": connection.label,
+            "simulated": connection.simulated,
+            "accounts": None if connection.simulated else environment.state_folder(),
+            "options": Options(limit=limit, retry_failed=retry_failed, changed=changed, fresh=fresh),
+            "warn": warn,
+        }
+        place = RunDir.at(folder, state_dir)
+        if job.load is None:
+            runs.append(Run(job, place, **common))
+        else:
+            with_ = str(other) if turns is not None else None
+            runs.append(LoadRun(job, place, turns=turns, with_=with_, offsets=offsets, **common))
+        allow_many_connections(most_in_flight(job))
+    summaries = run_async(_execute(runs, quiet=quiet, simulated=simulated, metrics_port=metrics_port))
+    codes = [
+        _tell(job, run.folder, summary, as_json=as_json, quiet=quiet)
+        for job, run, summary in zip(jobs, runs, summaries, strict=True)
+    ]
     if as_json:
-        print_json(asdict(summary))
-    elif not quiet and (summary.error is None or summary.answered):
+        found = [asdict(summary) for summary in summaries]
+        print_json(found[0] if len(found) == 1 else {"runs": found})
+    return next((code for code in codes if code), 0)
+
+
+def _tell(job: Job, folder: RunDir, summary: Summary, *, as_json: bool, quiet: bool) -> int:
+    """Print how a run ended, and what its gates say; returns its exit code."""
+    if not as_json and not quiet and (summary.error is None or summary.answered):
         for line in lines(summary):
             click.echo(line)
     if summary.error is not None:
@@ -120,39 +176,74 @@ def command(
     elif summary.exit_code and (quiet or as_json):
         # Silence is for when all is well: cron sends what stands here.
         say(lines(summary)[0], None if summary.state != "finished" else "--retry-failed sends the failed ones again")
-    return summary.exit_code
+    if summary.exit_code or summary.state != "finished" or not (job.gates or job.load):
+        return summary.exit_code
+    from cbatch.report import block
+    from cbatch.report.evidence import read
+    from cbatch.report.findings import find
+
+    evidence = read(folder)
+    found = find(evidence)
+    if not (quiet or as_json):
+        told = block.lines(evidence, found)
+        click.echo()
+        for line in told if job.load else [line for line in told if line.startswith(_JUDGED)]:
+            click.echo(line)
+    elif found.exit_code:
+        say("; ".join(line for line in block.lines(evidence, found) if line.startswith(_JUDGED)), None)
+    return found.exit_code
 
 
-async def _execute(run: Run, *, quiet: bool, simulated: bool) -> Summary:
+_JUDGED = ("VALID", "SUSPECT", "INVALID", "gate")  # how the lines of a report begin that a batch with gates is about
+
+
+def most_in_flight(job: Job) -> int:
+    """The most connections that the job may open."""
+    load = job.load
+    if load is None:
+        return job.limits.in_flight[1]
+    return int(max(load.concurrency or [load.max_in_flight]))
+
+
+async def _execute(runs: Sequence[Run], *, quiet: bool, simulated: bool, metrics_port: int | None) -> list[Summary]:
     loop = asyncio.get_running_loop()
     interrupted = False
 
     def on_signal(signum: int) -> None:
         nonlocal interrupted
-        if not run.progress.total:
+        if not any(run.progress.total for run in runs):
             click.echo("interrupted while reading the input: nothing was sent", err=True)
             os._exit(128 + signum)  # nothing is open yet, and a thread that reads cannot be stopped
-        if interrupted and not run.is_sending:
+        if interrupted and not any(run.is_sending for run in runs):
             # Reading a large input, or writing the last part: nobody has to wait for that. What was
             # counted is on disk, and the next start finishes the part.
             os._exit(128 + signum)
         if not interrupted and not quiet:
-            waiting = len(run.progress.activity.on_the_wire)
+            waiting = sum(len(run.progress.activity.on_the_wire) for run in runs)
             tqdm.write(f"stopping: {plural(waiting, 'answer')} in flight; once more to stop at once", file=sys.stderr)
         interrupted = True
-        run.interrupt(signum)
+        for run in runs:
+            run.interrupt(signum)
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, on_signal, signum)
-    if quiet:
-        return await run.execute()
-    watcher = asyncio.create_task(watch(run, simulated=simulated))
-    try:
-        return await run.execute()
-    finally:
-        watcher.cancel()
-        with suppress(asyncio.CancelledError, Exception):  # what a display does must not decide how a run ends
-            await watcher
+    async with AsyncExitStack() as stack:
+        if metrics_port is not None:
+            metrics = Metrics(runs[0].progress)
+            runs[0].observe = metrics.observe
+            address = await stack.enter_async_context(serve(metrics, metrics_port))
+            if metrics_port == 0 or not quiet:
+                click.echo(f"metrics: {address}", err=True)
+        watcher = None if quiet else asyncio.create_task(watch(runs, simulated=simulated))
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(run.execute()) for run in runs]
+            return [task.result() for task in tasks]
+        finally:
+            if watcher is not None:
+                watcher.cancel()
+                with suppress(asyncio.CancelledError, Exception):  # a display must not decide how a run ends
+                    await watcher
 
 
 def output_folder(job: Job, output: Path | None) -> Path:

@@ -7,7 +7,7 @@ import gc
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,6 +115,32 @@ class Connection:
             connect_s=times.connect_s,
             total_s=times.total_s,
         )
+
+
+class Shared:
+    """One connection for several jobs: opened by the first that needs it, closed by the last."""
+
+    def __init__(self, connect: Callable[[], AbstractAsyncContextManager[Client]]) -> None:
+        self._connect = connect
+        self._users = 0
+        self._stack = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._api: Client | None = None
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Client]:
+        """The client."""
+        async with self._opening:
+            if self._api is None:
+                self._api = await self._stack.enter_async_context(self._connect())
+            self._users += 1
+        try:
+            yield self._api
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._api = None
+                await self._stack.aclose()
 
 
 @asynccontextmanager

@@ -1,0 +1,170 @@
+"""`cbatch compare`."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from cbatch.cli.shared import json_option, open_run, print_json
+from cbatch.cli.words import printable
+from cbatch.compare import machine, text
+from cbatch.compare.gates import Gate, parse
+from cbatch.compare.likeness import ALLOWED, UnlikeRuns, allowed
+from cbatch.compare.runs import compare
+from cbatch.compare.sides import load
+from cbatch.compare.verdict import Comparison
+from cbatch.errors import JobError
+
+FORMATS = ("text", "md", "json", "junit", "github")
+_COLOURS = {"FAIL": "red", "INCONCLUSIVE": "yellow", "open": "yellow", "PASS": "green", "ok": "green"}
+
+
+@click.command(epilog="Example: cbatch compare runs/base runs/new --fail-on 'server_tokens_per_s < -3%'")
+@click.argument("runs", metavar="A B [C]...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--fail-on", "fail_on", multiple=True, metavar="GATE", help="A change that is not accepted. Repeatable.")
+@click.option("--strict", is_flag=True, help="An undecided gate fails too (exit 5).")
+@click.option("--allow", multiple=True, metavar="NAMES", help=f"Accept a difference: {', '.join(ALLOWED)}.")
+@click.option("--level", type=float, metavar="N", help="Load level to compare at [default: the highest of both].")
+@click.option(
+    "--against-history",
+    "history",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="The last 10 runs of the same job in DIR say how far two runs drift apart; with one run alone, "
+    "they are what it is compared with.",
+)
+@click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True)
+@json_option
+def command(
+    runs: tuple[Path, ...],
+    fail_on: tuple[str, ...],
+    strict: bool,
+    allow: tuple[str, ...],
+    level: float | None,
+    history: Path | None,
+    form: str,
+    as_json: bool,
+) -> int:
+    r"""Did it get slower, costlier, worse? Every run against the first, with intervals and an exit code.
+
+    \b
+    A gate names a metric and the change that is not accepted:
+      server_tokens_per_s < -3%    lower by more than 3 %: FAIL
+      ttft_s p95 > +10%            p50 where none is named, p99 …, mean
+      errors > +0.5pt              shares change in points
+
+    \b
+    FAIL          the 95 % interval is beyond the threshold, or the change
+                  is, and is significant (Holm over all gates)      exit 5
+    PASS          the interval is on the other side                 exit 0
+    INCONCLUSIVE  neither; says how many more repeats decide        exit 0,
+                  or 5 with --strict
+
+    Blocks are compared, not requests: repeat and interleave two jobs with `cbatch run A.yaml
+    --repeat 6 --interleave B.yaml`. Two single runs are cut into slices of time. What drifts from
+    run to run they cannot see, so 10 % is allowed for it: only a larger change fails a gate there.
+    Failures are counted, so their gates need no repeats. p is the exact sign-flip test from
+    6 pairs on, else Student's t.
+
+    Runs that differ in model, prompts, parameters, endpoint or load are refused (exit 6).
+    """
+    form = "json" if as_json else form
+    gates = _gates(fail_on)
+    names = allowed(allow)
+    _check(runs, history)
+    try:
+        found = compare([load(open_run(run).path) for run in runs], gates, allow=names, level=level, history=history)
+    except UnlikeRuns as exc:
+        if form == "text":
+            raise
+        _refuse(exc, form, gates)
+        return exc.exit_code
+    _FORMS[form](found, strict)
+    return found.exit_code(strict=strict)
+
+
+def _gates(texts: tuple[str, ...]) -> list[Gate]:
+    try:
+        return list(dict.fromkeys(parse(one) for one in texts))
+    except ValueError as exc:
+        raise JobError(f"--fail-on {exc}", hint="see `cbatch compare --help`") from None
+
+
+def _check(runs: tuple[Path, ...], history: Path | None) -> None:
+    if len(runs) == 1 and history is None:
+        raise JobError(
+            f"{runs[0]}: one run alone", hint="name two or more runs, or --against-history DIR with earlier ones"
+        )
+    if len(runs) > 2 and history is not None:
+        raise JobError(f"--against-history goes with one or two runs; read {len(runs)}", hint="compare them in twos")
+    seen: dict[Path, Path] = {}
+    for run in runs:
+        if run.resolve() in seen:
+            raise JobError(f"{run}: the same run twice", hint="name two different run directories")
+        seen[run.resolve()] = run
+
+
+def _text(found: Comparison, strict: bool) -> None:
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    for line in text.lines(found, strict=strict):
+        click.echo(_coloured(printable(line)) if colour else printable(line))
+
+
+def _coloured(line: str) -> str:
+    words = "|".join(_COLOURS)
+    return re.sub(rf"\b({words})\b(?=$|:| )", lambda m: click.style(m[0], fg=_COLOURS[m[0]], bold=True), line)
+
+
+def _markdown(found: Comparison, strict: bool) -> None:
+    click.echo("\n".join(text.markdown(found, strict=strict)))
+
+
+def _json(found: Comparison, strict: bool) -> None:
+    print_json(machine.as_dict(found, strict=strict))
+
+
+def _junit(found: Comparison, strict: bool) -> None:
+    click.echo(machine.junit(found, strict=strict))
+
+
+def _github(found: Comparison, strict: bool) -> None:
+    _summary("\n".join(text.markdown(found, strict=strict)))
+    for line in machine.workflow_commands(found, strict=strict):
+        click.echo(line)
+
+
+def _summary(markdown: str) -> None:
+    """To the job's summary page; outside of a workflow, to stdout."""
+    if path := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(f"{markdown}\n\n")
+    else:
+        click.echo(f"{markdown}\n")
+
+
+_FORMS: dict[str, Callable[[Comparison, bool], None]] = {
+    "text": _text,
+    "md": _markdown,
+    "json": _json,
+    "junit": _junit,
+    "github": _github,
+}
+
+
+def _refuse(exc: UnlikeRuns, form: str, gates: list[Gate]) -> None:
+    if form == "json":
+        print_json(machine.refusal(exc))
+    elif form == "junit":
+        click.echo(machine.junit_refusal(exc, gates))
+    else:
+        lines = str(exc).splitlines()
+        markdown = "\n".join([f"**no verdict: {lines[0]}**", "", *(f"- {line}" for line in lines[1:])])
+        _summary(markdown) if form == "github" else click.echo(markdown)
+        if form == "github":
+            for line in machine.workflow_refusal(exc):
+                click.echo(line)

@@ -1,0 +1,461 @@
+"""Job with `load` -> blocks of one load each: the engine of a batch, asked the same prompts again and again.
+
+Everything of `engine.py` holds: the journal, the bound on what a crash costs, pacing, retries. What is
+other is where prompts come from (the input, from its beginning in every block, as often as it takes)
+and that the number of requests in flight, or their times, are the job's and nobody else's. A block is
+the unit: what came to its end is kept, what did not is run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from array import array
+from collections.abc import Iterator, Sequence
+from datetime import UTC, timedelta
+from typing import Any
+
+from cbatch import calibrate
+from cbatch.crew import Crew
+from cbatch.engine import Run
+from cbatch.errors import CbatchError, JobError
+from cbatch.fleet import Fleet
+from cbatch.journal import Writer, key_of
+from cbatch.ledger import Ledger, Unknown, unknown
+from cbatch.loadplan import SEARCH_S, Stage, Stages, arrivals, gates_of, judge, stages
+from cbatch.meter import Lags
+from cbatch.resume import Work, recipe
+from cbatch.schema import COLUMN_INDEX, COLUMNS, Prompt, Record, Timeline
+from cbatch.send import Sender
+from cbatch.source import Source, Survey
+from cbatch.throttle import Throttle
+
+NEARLY = 0.95  # of what was asked for is all in flight that one may ask for
+_NUMBERS = {name: COLUMN_INDEX[name] for name, kind, _ in COLUMNS if kind in ("int64", "float64")}
+_ALWAYS = ("ttft_s", "latency_s", "completion_tokens", "cost_usd")
+_TAIL, _LATENCY = COLUMN_INDEX["tail_s"], COLUMN_INDEX["latency_s"]
+
+
+class Turns:
+    """Whose block is next, where several jobs are run in turns: A B A B."""
+
+    def __init__(self) -> None:
+        self._players: list[object] = []
+        self._next = 0
+        self._changed = asyncio.Event()
+
+    def join(self, player: object) -> None:
+        """Take part from now on; all do before the first turn."""
+        self._players.append(player)
+
+    async def take(self, player: object) -> None:
+        """Wait for the turn of `player`."""
+        while self._players[self._next] is not player:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def give(self, player: object) -> None:
+        """The turn of `player` is over."""
+        if self._players[self._next] is player:
+            self._next = (self._next + 1) % len(self._players)
+        self._changed.set()
+
+    def leave(self, player: object) -> None:
+        """No more turns for `player`."""
+        if player in self._players:
+            place = self._players.index(player)
+            self._players.remove(player)
+            if self._players:
+                self._next = (self._next - (place < self._next)) % len(self._players)
+        self._changed.set()
+
+
+class LoadRun(Run):
+    """One session of a load run; `offsets` are the times of a replay, in seconds from its beginning."""
+
+    def __init__(
+        self,
+        *args: Any,
+        turns: Turns | None = None,
+        with_: str | None = None,
+        offsets: Sequence[float] = (),
+        **named: Any,
+    ) -> None:
+        """`turns` are shared with the other jobs of an interleaved run, `with_` is where those write."""
+        super().__init__(*args, **named)
+        assert self.job.load is not None
+        self._load = self.job.load
+        self._turns = turns
+        self._with = with_
+        self._offsets = offsets
+        self._blocks: list[dict[str, Any]] = []
+        self._stages: Stages
+        self._stage: Stage | None = None
+        self._search: list[dict[str, Any]] = []
+        if turns is not None:
+            turns.join(self)
+
+    # -- what a batch does otherwise ----------------------------------------------------------
+
+    async def _take_stock(self, source: Source, survey: Survey, endpoint_said: str | None) -> None:
+        """Find out which blocks the folder already holds. Raises JobError if they are another run's."""
+        if self._options.retry_failed or self._options.changed:
+            raise JobError(
+                "--retry-failed and --changed are for batches: the requests of a load run are what it measures"
+            )
+        self._source, self._survey = source, survey
+        journal = self._journal
+        done, failed = journal.counts()
+        mine = {"recipe": recipe(self.job), "source": survey.fingerprint, "endpoint": self._endpoint}
+        held = journal.get("load")
+        if done + failed and (held is None or any(held.get(key) != value for key, value in mine.items())):
+            raise JobError(
+                f"{self.folder.path}: holds the answers of another job, load, input or endpoint",
+                hint="--output DIR starts beside it; --fresh deletes it and starts over",
+            )
+        self._resume = _Held(done + failed)  # type: ignore[assignment]
+        self._mine = mine
+        self._blocks = list(held["blocks"]) if held else []
+        self.progress.total, self.progress.done, self.progress.failed = done + failed, done, failed
+        self.progress.left_by_model = dict.fromkeys(self.job.model, 0)
+        self._uses = array("I", [journal.most_samples()]) * survey.rows
+
+    async def _has_work(self, source: Source, survey: Survey) -> bool:
+        """Whether the plan has more blocks than came to their end."""
+        self._stages = stages(self._load, self.job.model)
+        self._stage = next(self._stages, None)
+        for block in self._blocks:
+            if block["complete"]:
+                self._note(block)
+        return self._stage is not None
+
+    def _report_crash(self) -> None:
+        earlier = unknown(self._journal)
+        self._earlier = Unknown(earlier.rows, earlier.usd)
+        if earlier.rows:
+            self._warn(f"the last session was cut off: at most {earlier.rows:,} requests were sent and not saved")
+
+    async def _settle(self, survey: Survey) -> None:
+        """Nothing is left to be counted: rows that were not sent are no rows."""
+
+    @property
+    def _more_to_do(self) -> bool:
+        return self._stage is not None
+
+    def _more_info(self) -> dict[str, Any]:
+        return {
+            "load": {
+                "mode": self._load.mode,
+                "interleaved_with": self._with,
+                "blocks": self._blocks,
+                "search": self._searched() if self._load.mode == "search" else None,
+            }
+        }
+
+    async def _work(self, fleet: Fleet, ledger: Ledger) -> None:
+        """Run block after block."""
+        senders = {sender.model: sender for sender in fleet.senders}
+        try:
+            while self._stage is not None and not self.progress.draining:
+                if self._turns is not None:
+                    await self._turns.take(self)
+                try:
+                    if not self.progress.draining:
+                        await self._run_block(self._stage, senders[self._stage.model], ledger)
+                finally:
+                    if self._turns is not None:
+                        self._turns.give(self)
+            if self._turns is not None:
+                await self._turns.take(self)
+            if self._load.calibrate and not self.progress.draining:
+                await self._calibrate()
+        finally:
+            if self._turns is not None:
+                self._turns.leave(self)
+
+    # -- one block ----------------------------------------------------------------------------
+
+    async def _run_block(self, stage: Stage, sender: Sender, ledger: Ledger) -> None:
+        number = len(self._blocks)
+        block = _Block(self, stage, number, self._offsets)
+        most = block.workers
+        self._throttle = sender.throttle = Throttle(most, most)
+        meter = self._meter
+        assert meter is not None
+        self.progress.stage = f"block {number + 1}: {stage.level:g} {stage.unit}"
+        if len(self.job.model) > 1:
+            self.progress.stage += f" of {stage.model}"
+
+        async def worker(_: int) -> None:
+            await self._load_worker(block, sender)
+
+        self._crew = Crew(worker, throttle=self._throttle, places=self._places, ledger=ledger, on_error=self.stop)
+        block.begin()
+        await self._crew.run(most)
+        meter.wanted, meter.stretch = None, None
+        complete = not self.progress.draining and self._error is None
+        await asyncio.wrap_future(self._writer.do(lambda db: None))  # its rows are on disk before it is said to be
+        found = block.found(complete=complete)
+        self._blocks.append(found)
+        self._writer.set("load", self._mine | {"blocks": self._blocks})
+        if complete:
+            self._note(found)
+
+    async def _load_worker(self, block: _Block, sender: Sender) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if self._opening is not None:
+            await self._opening.acquire()
+        try:
+            while not self.progress.draining:
+                if not self._places.take():
+                    await self._places.wait()
+                asked = block.next()
+                if asked is None:
+                    self._places.give_back(1)
+                    return
+                prompt, timeline = asked
+                self.progress.total += 1
+                self.progress.left_by_model[sender.model] += 1
+                work = Work(prompt, key_of(prompt.id, prompt.model), None)
+                made = await self._answer(work, sender, task, timeline)
+                block.answered(made, timeline)
+                self._writer.put(made, None)
+        except CbatchError as exc:
+            self.stop(exc)
+
+    def prompts(self, model: str) -> Iterator[Prompt]:
+        """The input from its beginning, again and again; `sample` counts how often a prompt was asked."""
+        while True:
+            for place, prompt in enumerate(self._source.prompts(self._survey, (model,))):
+                if place == len(self._uses):  # rows that were appended since: they are of the next run
+                    break
+                prompt.sample = self._uses[place]
+                self._uses[place] += 1
+                yield prompt
+
+    @property
+    def rows(self) -> int:
+        """How many prompts the input has."""
+        return self._survey.rows
+
+    # -- between blocks -------------------------------------------------------------------------
+
+    def _note(self, block: dict[str, Any]) -> None:
+        """A block came to its end: go on to the next stage."""
+        why = block.get("why")
+        if self._load.mode == "search":
+            self._search.append(
+                {"level": block["level"], "block": block["block"], "passed": why is None, "why": why or ""}
+                | ({"model": block["model"]} if len(self.job.model) > 1 else {})
+            )
+        try:
+            self._stage = self._stages.send(why)
+        except StopIteration:
+            self._stage = None
+
+    def _searched(self) -> dict[str, Any]:
+        best = max((trial["level"] for trial in self._search if trial["passed"]), default=None)
+        missed = [trial for trial in self._search if not trial["passed"] and (best is None or trial["level"] > best)]
+        least = min(missed, key=lambda trial: trial["level"], default=None)
+        unit = "requests/s" if self._load.rate else "in flight"
+        why = f"{least['level']:g} {unit}: {least['why']}" if least else "the highest load of the search passed"
+        return {"best": best, "unit": unit, "slo": self._load.slo, "why": why, "trials": self._search}
+
+    async def _calibrate(self) -> None:
+        """Measure this client at every load that was run, against an echo as fast as the server was."""
+        for level in sorted({round(b["in_flight"] or 1) for b in self._blocks if b["complete"]}):
+            alike = [b for b in self._blocks if b["complete"] and round(b["in_flight"] or 1) == level]
+            if all(block["overhead_s"] is not None for block in alike):
+                continue
+            times = [b["times_s"] for b in alike if b["times_s"] is not None]
+            if not times:
+                continue
+            self.progress.stage = f"calibrating at {level:,} in flight"
+            asked = max(
+                level,
+                max(round(b["level"]) for b in alike if b["unit"] == "in flight")
+                if alike[0]["unit"] == "in flight"
+                else 0,
+            )
+            found = await calibrate.overhead(
+                max(asked, 1), statistics.median(t[0] for t in times), statistics.median(t[1] for t in times)
+            )
+            for block in alike:
+                block["overhead_s"] = found
+        self._writer.set("load", self._mine | {"blocks": self._blocks})
+
+
+class _Held:
+    """What `Resume` is to a batch: a load run replaces nothing, and its rows have no orphans."""
+
+    may_replace = False
+    orphaned = not_seen = 0
+
+    def __init__(self, rows: int) -> None:
+        self.known_before = self.known_seen = rows
+
+    def settle(self, writer: Writer, survey: Survey, endpoint: str) -> None:
+        """Nothing: `load` in the journal says it all."""
+
+    def unsettle(self, writer: Writer) -> None:
+        """Nothing."""
+
+
+class _Block:
+    """One block while it runs: which prompt is next, and what was measured."""
+
+    def __init__(self, run: LoadRun, stage: Stage, number: int, offsets: Sequence[float]) -> None:
+        load = run._load
+        self._run, self._stage, self._number, self._load = run, stage, number, load
+        self._open = stage.unit == "requests/s"
+        self._duration_s = load.duration_s or (SEARCH_S if load.mode == "search" and not load.requests else None)
+        self._warmup_s = 0.0 if load.mode == "replay" else load.warmup_s
+        self._most = load.requests or (None if self._duration_s else len(offsets) or run.rows)
+        self.workers = load.max_in_flight if self._open else int(stage.level)
+        if self._open and self._most is not None:
+            self.workers = min(self.workers, self._most)
+        if load.mode == "replay":
+            self._times: Iterator[float] | None = iter([offset / stage.level for offset in offsets])
+        else:
+            self._times = arrivals(load, stage.level, number) if self._open else None
+        self._prompts = run.prompts(stage.model)
+        self._measured: Iterator[Prompt] | None = None
+        self._begun = self._until = self._from = 0.0
+        self._issued = 0
+        self._flying_s = 0.0  # on the wire in the measured window, summed over requests
+        needed = {*_ALWAYS, *(gate.metric for gate in gates_of(load))} & _NUMBERS.keys()
+        self._values: dict[str, array[float]] = {name: array("d") for name in needed}
+        self._requests = self._failed = 0
+        self._ended: float | None = None
+
+    def begin(self) -> None:
+        """The block starts now."""
+        run = self._run
+        self._begun = run.clock()
+        self._from = self._begun + self._warmup_s
+        self._until = self._from + self._duration_s if self._duration_s else float("inf")
+        self._wall = run._anchor[0] + timedelta(seconds=self._begun - run._anchor[1])
+        self._refused = run.progress.activity.rate_limited
+        self._cpu_s: float | None = None
+
+    def next(self) -> tuple[Prompt, Timeline] | None:
+        """The next request and when it is due; None when the block has no more."""
+        now = self._run.clock()
+        due = now
+        if self._times is not None:
+            offset = next(self._times, None)
+            if offset is None:
+                self._end(now)
+                return None
+            due = self._begun + offset
+        if due >= self._until:
+            self._end(due)
+            return None
+        measured = due >= self._from
+        if measured:
+            if self._issued == self._most:
+                self._end(due)
+                return None
+            if not self._issued:
+                self._start_measuring()
+            self._issued += 1
+        timeline = Timeline(
+            ready=now,
+            scheduled=due if self._open else None,
+            block=self._number,
+            level=self._stage.level,
+            phase="measure" if measured else "warmup",
+        )
+        return next(self._prompts), timeline
+
+    def answered(self, made: Record, timeline: Timeline) -> None:
+        """A request has its outcome."""
+        row = made.row
+        sent, latency_s = timeline.sent, row[_LATENCY]
+        if sent is not None:
+            end = sent + latency_s + (row[_TAIL] or 0.0) if latency_s is not None else self._run.clock()
+            window = self._ended if self._ended is not None else self._until
+            self._flying_s += max(min(end, window) - max(sent, self._from), 0.0)
+        if timeline.phase != "measure":
+            return
+        self._requests += 1
+        self._failed += not made.ok
+        if made.ok:
+            for name, values in self._values.items():
+                if (value := row[_NUMBERS[name]]) is not None:
+                    values.append(value)
+
+    def found(self, *, complete: bool) -> dict[str, Any]:
+        """What run.json says of the block."""
+        run, stage = self._run, self._stage
+        end = self._ended if self._ended is not None else run.clock()
+        seconds = max(end - self._from, 1e-9)
+        rate_limited = run.progress.activity.rate_limited - self._refused
+        ttft, latency = self._values["ttft_s"], self._values["latency_s"]
+        block = {
+            "block": self._number,
+            "model": stage.model,
+            "repeat": stage.repeat,
+            "level": stage.level,
+            "unit": stage.unit,
+            "started_at": self._wall.astimezone(UTC).isoformat(timespec="milliseconds"),
+            "warmup_s": self._warmup_s,
+            "measured_s": round(seconds, 3),
+            "complete": complete,
+            "requests": self._requests,
+            "failed": self._failed,
+            "rate_limited": rate_limited,
+            "in_flight": round(self._flying_s / seconds, 2),
+            "starved_s": round(self._starved_s, 3),
+            "cpu_s": round(self._cpu_s, 3) if self._cpu_s is not None else None,
+            "loop_lag_s": self._lags.found() if self._lags is not None else None,
+            "times_s": _typical(ttft, latency),
+            "overhead_s": None,
+        }
+        if self._load.mode == "search":
+            block["why"] = judge(
+                gates_of(self._load),
+                self._values,
+                requests=self._requests,
+                failed=self._failed,
+                rate_limited=rate_limited,
+                seconds=seconds,
+            )
+        return block
+
+    _lags: Lags | None = None
+    _starved_s = 0.0
+
+    def _start_measuring(self) -> None:
+        """The warm-up is over: from here on it counts, and from the first prompt on."""
+        self._prompts = self._run.prompts(self._stage.model)
+        meter = self._run._meter
+        assert meter is not None
+        self._lags = meter.stretch = Lags()
+        meter.wanted = None if self._open else NEARLY * self._stage.level
+        self._starved_before = meter.starved_s
+        self._cpu_before = time.process_time()
+        self._from = max(self._from, self._run.clock()) if not self._open else self._from
+
+    def _end(self, at: float) -> None:
+        """Nothing more is sent: the measured window is over."""
+        meter = self._run._meter
+        if self._ended is None and meter is not None:
+            self._ended = (
+                min(max(self._run.clock(), self._from), self._until) if not self._open else max(at, self._from)
+            )
+            meter.wanted, meter.stretch = None, None
+            if self._lags is not None:
+                self._starved_s = meter.starved_s - self._starved_before
+                self._cpu_s = time.process_time() - self._cpu_before
+
+
+def _typical(ttft: Sequence[float], latency: Sequence[float]) -> list[float] | None:
+    """[median time to first token, median time from there to the end]; without streams all is the first."""
+    if not latency:
+        return None
+    whole = statistics.median(latency)
+    first = statistics.median(ttft) if ttft else whole
+    return [round(first, 6), round(max(whole - first, 0.0), 6)]
