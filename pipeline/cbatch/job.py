@@ -370,7 +370,7 @@ class Load(Part):
     concurrency: list[int] | tuple[int, int] | None = None
     rate: list[float] | tuple[float, float] | None = None
     arrival: Literal["constant", "poisson"] = "poisson"
-    warmup_s: Wait = 2.0
+    warmup_s: Wait | None = None
     duration_s: Time | None = None
     requests: Count | None = None
     repeats: Annotated[int, Field(ge=1, le=1_000)] = 1

@@ -13,7 +13,7 @@ import statistics
 import time
 from array import array
 from collections.abc import Iterator, Sequence
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cbatch import calibrate
@@ -24,13 +24,14 @@ from cbatch.fleet import Fleet
 from cbatch.journal import Writer, key_of
 from cbatch.ledger import Ledger, Unknown, unknown
 from cbatch.loadplan import SEARCH_S, Stage, Stages, arrivals, gates_of, judge, stages
-from cbatch.meter import Lags
+from cbatch.meter import Lags, Meter
 from cbatch.resume import Work, recipe
 from cbatch.schema import COLUMN_INDEX, COLUMNS, Prompt, Record, Timeline
 from cbatch.send import Sender
 from cbatch.source import Source, Survey
 from cbatch.throttle import Throttle
 
+WARMUP_S = 2.0  # where blocks are timed, and the job says nothing
 NEARLY = 0.95  # of what was asked for is all in flight that one may ask for
 _NUMBERS = {name: COLUMN_INDEX[name] for name, kind, _ in COLUMNS if kind in ("int64", "float64")}
 _ALWAYS = ("ttft_s", "latency_s", "completion_tokens", "cost_usd")
@@ -85,7 +86,7 @@ class LoadRun(Run):
         """`turns` are shared with the other jobs of an interleaved run, `with_` is where those write."""
         super().__init__(*args, **named)
         assert self.job.load is not None
-        self._load = self.job.load
+        self.load = self.job.load
         self._turns = turns
         self._with = with_
         self._offsets = offsets
@@ -123,7 +124,7 @@ class LoadRun(Run):
 
     async def _has_work(self, source: Source, survey: Survey) -> bool:
         """Whether the plan has more blocks than came to their end."""
-        self._stages = stages(self._load, self.job.model)
+        self._stages = stages(self.load, self.job.model)
         self._stage = next(self._stages, None)
         for block in self._blocks:
             if block["complete"]:
@@ -146,10 +147,10 @@ class LoadRun(Run):
     def _more_info(self) -> dict[str, Any]:
         return {
             "load": {
-                "mode": self._load.mode,
+                "mode": self.load.mode,
                 "interleaved_with": self._with,
                 "blocks": self._blocks,
-                "search": self._searched() if self._load.mode == "search" else None,
+                "search": self._searched() if self.load.mode == "search" else None,
             }
         }
 
@@ -168,7 +169,7 @@ class LoadRun(Run):
                         self._turns.give(self)
             if self._turns is not None:
                 await self._turns.take(self)
-            if self._load.calibrate and not self.progress.draining:
+            if self.load.calibrate and not self.progress.draining:
                 await self._calibrate()
         finally:
             if self._turns is not None:
@@ -181,8 +182,6 @@ class LoadRun(Run):
         block = _Block(self, stage, number, self._offsets)
         most = block.workers
         self._throttle = sender.throttle = Throttle(most, most)
-        meter = self._meter
-        assert meter is not None
         self.progress.stage = f"block {number + 1}: {stage.level:g} {stage.unit}"
         if len(self.job.model) > 1:
             self.progress.stage += f" of {stage.model}"
@@ -193,7 +192,6 @@ class LoadRun(Run):
         self._crew = Crew(worker, throttle=self._throttle, places=self._places, ledger=ledger, on_error=self.stop)
         block.begin()
         await self._crew.run(most)
-        meter.wanted, meter.stretch = None, None
         complete = not self.progress.draining and self._error is None
         await asyncio.wrap_future(self._writer.do(lambda db: None))  # its rows are on disk before it is said to be
         found = block.found(complete=complete)
@@ -236,6 +234,16 @@ class LoadRun(Run):
                 yield prompt
 
     @property
+    def meter(self) -> Meter:
+        """The health of this client."""
+        assert self._meter is not None
+        return self._meter
+
+    def wall(self, stamp: float) -> datetime:
+        """The wall clock of a stamp."""
+        return self._anchor[0] + timedelta(seconds=stamp - self._anchor[1])
+
+    @property
     def rows(self) -> int:
         """How many prompts the input has."""
         return self._survey.rows
@@ -245,7 +253,7 @@ class LoadRun(Run):
     def _note(self, block: dict[str, Any]) -> None:
         """A block came to its end: go on to the next stage."""
         why = block.get("why")
-        if self._load.mode == "search":
+        if self.load.mode == "search":
             self._search.append(
                 {"level": block["level"], "block": block["block"], "passed": why is None, "why": why or ""}
                 | ({"model": block["model"]} if len(self.job.model) > 1 else {})
@@ -259,9 +267,9 @@ class LoadRun(Run):
         best = max((trial["level"] for trial in self._search if trial["passed"]), default=None)
         missed = [trial for trial in self._search if not trial["passed"] and (best is None or trial["level"] > best)]
         least = min(missed, key=lambda trial: trial["level"], default=None)
-        unit = "requests/s" if self._load.rate else "in flight"
+        unit = "requests/s" if self.load.rate else "in flight"
         why = f"{least['level']:g} {unit}: {least['why']}" if least else "the highest load of the search passed"
-        return {"best": best, "unit": unit, "slo": self._load.slo, "why": why, "trials": self._search}
+        return {"best": best, "unit": unit, "slo": self.load.slo, "why": why, "trials": self._search}
 
     async def _calibrate(self) -> None:
         """Measure this client at every load that was run, against an echo as fast as the server was."""
@@ -307,28 +315,35 @@ class _Block:
     """One block while it runs: which prompt is next, and what was measured."""
 
     def __init__(self, run: LoadRun, stage: Stage, number: int, offsets: Sequence[float]) -> None:
-        load = run._load
+        load = run.load
         self._run, self._stage, self._number, self._load = run, stage, number, load
         self._open = stage.unit == "requests/s"
+        self._level = stage.level
         self._duration_s = load.duration_s or (SEARCH_S if load.mode == "search" and not load.requests else None)
-        self._warmup_s = 0.0 if load.mode == "replay" else load.warmup_s
         self._most = load.requests or (None if self._duration_s else len(offsets) or run.rows)
-        self.workers = load.max_in_flight if self._open else int(stage.level)
-        if self._open and self._most is not None:
-            self.workers = min(self.workers, self._most)
+        # Where blocks are counted and not timed, so is the warm-up: once around, for connections and caches.
+        self._warming = 0 if self._open or self._duration_s or load.warmup_s is not None else int(stage.level)
+        self._warmup_s = load.warmup_s if load.warmup_s is not None else 0.0 if self._warming else WARMUP_S
         if load.mode == "replay":
+            self._warmup_s = 0.0
+            self._level = round(len(offsets) / max(offsets[-1] / stage.level, 1e-3), 3)
             self._times: Iterator[float] | None = iter([offset / stage.level for offset in offsets])
         else:
             self._times = arrivals(load, stage.level, number) if self._open else None
+        self.workers = load.max_in_flight if self._open else int(stage.level)
+        if self._open and self._most is not None:
+            self.workers = min(self.workers, self._most)
         self._prompts = run.prompts(stage.model)
-        self._measured: Iterator[Prompt] | None = None
-        self._begun = self._until = self._from = 0.0
         self._issued = 0
         self._flying_s = 0.0  # on the wire in the measured window, summed over requests
         needed = {*_ALWAYS, *(gate.metric for gate in gates_of(load))} & _NUMBERS.keys()
         self._values: dict[str, array[float]] = {name: array("d") for name in needed}
         self._requests = self._failed = 0
-        self._ended: float | None = None
+        self._last_due = 0.0
+        self._ended: float | None = None  # when the last request was sent, or due
+        self._lags: Lags | None = None
+        self._starved_s = 0.0
+        self._cpu_s: float | None = None
 
     def begin(self) -> None:
         """The block starts now."""
@@ -336,9 +351,10 @@ class _Block:
         self._begun = run.clock()
         self._from = self._begun + self._warmup_s
         self._until = self._from + self._duration_s if self._duration_s else float("inf")
-        self._wall = run._anchor[0] + timedelta(seconds=self._begun - run._anchor[1])
+        self._wall = run.wall(self._begun)
         self._refused = run.progress.activity.rate_limited
-        self._cpu_s: float | None = None
+        if self._open:  # requests are taken before they are due: the window goes by the clock
+            self._timer = asyncio.get_running_loop().call_later(self._warmup_s, self._start_measuring)
 
     def next(self) -> tuple[Prompt, Timeline] | None:
         """The next request and when it is due; None when the block has no more."""
@@ -346,26 +362,25 @@ class _Block:
         due = now
         if self._times is not None:
             offset = next(self._times, None)
-            if offset is None:
-                self._end(now)
-                return None
-            due = self._begun + offset
-        if due >= self._until:
-            self._end(due)
+            due = self._begun + offset if offset is not None else float("inf")
+        if self._ended is not None or due >= self._until or self._issued == self._most:
+            self._end(min(due, self._until) if self._duration_s else self._last_due if self._open else now)
             return None
-        measured = due >= self._from
+        measured = due >= self._from and not self._warming
+        self._warming -= self._warming > 0
         if measured:
-            if self._issued == self._most:
-                self._end(due)
-                return None
             if not self._issued:
-                self._start_measuring()
+                self._prompts = self._run.prompts(self._stage.model)  # every block measures the same ones
+                if not self._open:
+                    self._from = now
+                    self._start_measuring()
             self._issued += 1
+        self._last_due = due
         timeline = Timeline(
             ready=now,
             scheduled=due if self._open else None,
             block=self._number,
-            level=self._stage.level,
+            level=self._level,
             phase="measure" if measured else "warmup",
         )
         return next(self._prompts), timeline
@@ -390,6 +405,7 @@ class _Block:
     def found(self, *, complete: bool) -> dict[str, Any]:
         """What run.json says of the block."""
         run, stage = self._run, self._stage
+        self._stop_measuring()
         end = self._ended if self._ended is not None else run.clock()
         seconds = max(end - self._from, 1e-9)
         rate_limited = run.progress.activity.rate_limited - self._refused
@@ -398,10 +414,10 @@ class _Block:
             "block": self._number,
             "model": stage.model,
             "repeat": stage.repeat,
-            "level": stage.level,
+            "level": self._level,
             "unit": stage.unit,
             "started_at": self._wall.astimezone(UTC).isoformat(timespec="milliseconds"),
-            "warmup_s": self._warmup_s,
+            "warmup_s": round(self._from - self._begun, 3),
             "measured_s": round(seconds, 3),
             "complete": complete,
             "requests": self._requests,
@@ -425,31 +441,26 @@ class _Block:
             )
         return block
 
-    _lags: Lags | None = None
-    _starved_s = 0.0
-
     def _start_measuring(self) -> None:
-        """The warm-up is over: from here on it counts, and from the first prompt on."""
-        self._prompts = self._run.prompts(self._stage.model)
-        meter = self._run._meter
-        assert meter is not None
+        """The warm-up is over: from here on it counts."""
+        meter = self._run.meter
+        self._flying_s = 0.0
         self._lags = meter.stretch = Lags()
         meter.wanted = None if self._open else NEARLY * self._stage.level
-        self._starved_before = meter.starved_s
-        self._cpu_before = time.process_time()
-        self._from = max(self._from, self._run.clock()) if not self._open else self._from
+        self._starved_before, self._cpu_before = meter.starved_s, time.process_time()
 
     def _end(self, at: float) -> None:
-        """Nothing more is sent: the measured window is over."""
-        meter = self._run._meter
-        if self._ended is None and meter is not None:
-            self._ended = (
-                min(max(self._run.clock(), self._from), self._until) if not self._open else max(at, self._from)
-            )
-            meter.wanted, meter.stretch = None, None
-            if self._lags is not None:
-                self._starved_s = meter.starved_s - self._starved_before
-                self._cpu_s = time.process_time() - self._cpu_before
+        """Nothing more is sent after `at`, which may still come: then the window is over."""
+        if self._ended is None:
+            self._ended = max(at, self._from)
+            asyncio.get_running_loop().call_later(max(self._ended - self._run.clock(), 0.0), self._stop_measuring)
+
+    def _stop_measuring(self) -> None:
+        meter = self._run.meter
+        if self._lags is not None and meter.stretch is self._lags:
+            meter.stretch = meter.wanted = None
+            self._starved_s = meter.starved_s - self._starved_before
+            self._cpu_s = time.process_time() - self._cpu_before
 
 
 def _typical(ttft: Sequence[float], latency: Sequence[float]) -> list[float] | None:

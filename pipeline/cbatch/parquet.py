@@ -241,10 +241,11 @@ def _scan(
 
 
 def _read_part(path: Path, layout: pa.Schema) -> pa.Table:
-    texts = [field.name for field in layout if pa.types.is_dictionary(field.type)]
     try:
-        with pq.ParquetFile(path, pre_buffer=False, read_dictionary=texts) as file:
-            there = set(file.schema_arrow.names)
+        about = pq.read_metadata(path)
+        there = set(about.schema.to_arrow_schema().names)
+        texts = [field.name for field in layout if field.name in there and pa.types.is_dictionary(field.type)]
+        with pq.ParquetFile(path, metadata=about, pre_buffer=False, read_dictionary=texts) as file:
             found = file.read([name for name in layout.names if name in there], use_threads=False)
     except pa.ArrowException as exc:
         raise OSError(f"{path}: not a readable Parquet file: {exc}") from None

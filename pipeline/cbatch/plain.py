@@ -5,22 +5,24 @@ not public API (tests/unit/test_http_parser.py holds it to what is used here), r
 of a chunked answer that can be seen, for it ends with an empty line.
 
 HTTP/1.1 with keep-alive, TLS, Content-Length, chunked, until-close and gzip answers. No proxies,
-redirects, cookies or pipelining.
+redirects, cookies or pipelining. HTTP cannot tell whose answer one is: a connection with a byte on it
+that nobody asked for is never used again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import ssl
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from time import perf_counter
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, cast
 
 import aiohappyeyeballs
+from yarl import URL
 
 from cbatch.errors import APIConnectionError, APIError, APIResponseError, APIUnreachableError
 from cbatch.replies import Reply
@@ -33,8 +35,11 @@ except ImportError:  # a later aiohttp: the session does it all
 
 MAX_BODY_BYTES = 1 << 30  # of an answer, decompressed: 1 GB is an attack, not a completion
 JOINED_BYTES = 1 << 16  # a body up to this size is written in one piece with its head
-_ENCODINGS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}  # we ask for none; a proxy may do it anyway
-_END = b"\r\n\r\n"  # of a chunked body, with or without trailers
+HELD_BYTES = 1 << 20  # so much of an answer is kept unparsed at most
+_ENCODINGS = ("gzip", "deflate")  # we ask for none; a proxy may do it anyway
+_END = b"\r\n\r\n"  # of a head, and of a chunked body with or without trailers
+_ENDS = (_END, b"\n\n")  # the second is wrong, and the parser takes it
+_NO_ANSWER = "the server closed the connection without an answer"
 
 
 def is_available(endpoint: Endpoint) -> bool:
@@ -48,8 +53,11 @@ class _Connection(asyncio.Protocol):
     def __init__(self, pool: PlainTransport) -> None:
         self._pool = pool
         self._loop = pool.loop
-        self._parser = HttpResponseParser(self, pool.loop, MAX_BODY_BYTES, read_until_eof=True, auto_decompress=False)
+        self._parser = HttpResponseParser(
+            cast("Any", self), pool.loop, MAX_BODY_BYTES, read_until_eof=True, auto_decompress=False
+        )
         self._transport: asyncio.Transport | None = None
+        self._unread = select.poll()
         self._answer: asyncio.Future[Reply] | None = None
         self.idle_since = 0.0
         self.until = 0.0
@@ -59,17 +67,28 @@ class _Connection(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether a request may be sent."""
+        """Whether a request may be sent, as far as the loop knows."""
         return self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing has come since the last answer: no end of the connection, and nothing unasked.
+
+        The loop learns of both a turn too late for a worker that goes on at once.
+        """
+        return not self._unread.poll(0)
 
     def ask(self, head: bytes, body: bytes | None, until: float, deadline_s: float) -> asyncio.Future[Reply]:
         """Send one request; the future is its answer, or an APIConnectionError."""
         assert self._transport is not None
         self.until, self.deadline_s = until, deadline_s
         self._raw: list[tuple[bytes, float]] = []  # socket reads that were not parsed yet
+        self._held = 0  # bytes of these
+        self._tail = b""  # the last four bytes that were parsed
         self._message: Any = None
         self._payload: Any = None
-        self._chunked = False
+        self._chunked = self._whole = self._surplus = False
+        self._encoding = ""
         self._inflate: Any = None
         self._pieces: list[bytes] = []
         self._reads: list[tuple[int, float]] = []
@@ -84,22 +103,36 @@ class _Connection(asyncio.Protocol):
 
     def fail(self, error: APIError) -> None:
         """End the request with `error` and close."""
-        answer, self._answer = self._answer, None
+        answer = self._end()
         if answer is not None and not answer.done():
             answer.set_exception(error)
         self.abort()
 
+    def give_up(self, answer: asyncio.Future[Reply]) -> None:
+        """Whoever asked for this answer was cancelled; close, unless it was in and the connection serves another."""
+        if self._answer is answer:
+            self.abort()
+        elif not answer.cancelled():
+            answer.exception()  # seen: asyncio would log that nobody looked
+
     def abort(self) -> None:
         """Close at once; whoever waits must have been told."""
-        self._answer = None
+        self._end()
         if self._transport is not None:
             self._transport.abort()
+
+    def _end(self) -> asyncio.Future[Reply] | None:
+        """The request is over. Not only when its task runs again: then the connection may serve another."""
+        answer, self._answer = self._answer, None
+        self._pool.served(self)
+        return answer
 
     # -- asyncio.Protocol -------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop."""
         self._transport = transport  # type: ignore[assignment]  # uvloop's are no asyncio.Transport by name
+        self._unread.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
         """Called by the loop: one stamp and one append, until the answer may be whole."""
@@ -108,7 +141,14 @@ class _Connection(asyncio.Protocol):
             self.abort()
             return
         self._raw.append((data, stamp))
-        if self._chunked and len(data) >= len(_END) and not data.endswith(_END):
+        self._held += len(data)
+        if (
+            self._chunked
+            and self._held < HELD_BYTES
+            and len(data) >= len(_END)  # else the end may lie across two reads
+            and _END not in data
+            and not data.endswith(_ENDS)
+        ):
             return
         self._parse()
 
@@ -116,14 +156,12 @@ class _Connection(asyncio.Protocol):
         """Called by the loop: whoever waits for an answer learns what became of it."""
         self._transport = None
         self._pool.forget(self)
-        if self._answer is None:
-            return
-        self._parse()
+        if self._answer is not None:
+            self._parse()
         if self._answer is None:
             return
         if self._message is None:
-            why = "the server closed the connection without an answer"
-            self.fail(APIConnectionError(f"{why}: {exc}" if exc else why))
+            self.fail(APIConnectionError(f"{_NO_ANSWER}: {exc}" if exc else _NO_ANSWER))
             return
         try:
             self._parser.feed_eof()
@@ -143,69 +181,90 @@ class _Connection(asyncio.Protocol):
     # -- parsing ----------------------------------------------------------------------------
 
     def _parse(self) -> None:
-        raw, self._raw = self._raw, []
+        raw, self._raw, self._held = self._raw, [], 0
         try:
             for data, stamp in raw:
-                messages, _, _ = self._parser.feed_data(data)
-                for message, payload in messages:
-                    if message.code < 200:  # 100 Continue, 103 Early Hints
-                        continue
-                    if self._message is None:
-                        self._begin(message, payload)
-                    else:
-                        self._surplus = True
-                if self._payload is not None and (piece := self._payload.read_nowait()):
-                    self._take(piece, stamp)
+                self._feed(data, stamp)
         except APIError as exc:
             self.fail(exc)
-            return
         except Exception as exc:  # noqa: BLE001  what a parser in C may raise on what a server may send
             said = self._pool.endpoint.keyless(exc)
             if self._message is not None:
                 self.fail(cut_off(said))
             else:
                 self.fail(APIResponseError(f"the answer is not valid HTTP: {said}", code="bad_http"))
+        else:
+            if self._whole:
+                self._finish()
+
+    def _feed(self, data: bytes, stamp: float) -> None:
+        if self._whole:
+            self._surplus = True
             return
-        if self._payload is not None and self._payload.is_eof():
-            self._finish()
+        messages: Sequence[tuple[Any, Any]] = ()
+        try:
+            messages, self._surplus, _ = self._parser.feed_data(data)
+        except Exception:
+            if self._payload is None or not self._payload.is_eof():
+                raise
+            self._surplus = True  # what is wrong follows the answer
+        for message, payload in messages:
+            if self._message is not None:
+                self._surplus = True
+            elif message.code >= 200 or message.code == 101:  # not 100 Continue, 103 Early Hints
+                self._begin(message, payload)
+        self._tail = (self._tail + data[-4:])[-4:]
+        if self._payload is None:
+            return
+        if piece := self._payload.read_nowait():
+            self._take(piece, stamp)
+        if self._payload.is_eof():
+            self._whole = True
+            # A piece of another answer, not enough of one for the parser to tell.
+            self._surplus |= not (self._tail.endswith(_ENDS) if self._chunked or not piece else data.endswith(piece))
 
     def _begin(self, message: Any, payload: Any) -> None:
         self._message, self._payload = message, payload
         self._chunked = message.chunked
-        self._surplus = False
-        encoding = message.headers.get("Content-Encoding", "identity").lower()
+        encoding = message.headers.get("Content-Encoding", "").strip().lower()
         if encoding in _ENCODINGS:
-            self._inflate = zlib.decompressobj(_ENCODINGS[encoding])
-        elif encoding != "identity":
+            self._encoding = encoding
+        elif encoding not in ("", "identity") and message.code == 200:  # of an error the status says enough
             raise APIResponseError(f"the answer is encoded as {encoding}, unasked", code="bad_http")
 
     def _take(self, piece: bytes, stamp: float) -> None:
-        if self._inflate is not None:
-            try:
-                piece = self._inflate.decompress(piece, MAX_BODY_BYTES - self._size + 1)
-            except zlib.error as exc:
-                raise cut_off(f"not valid compressed data: {exc}") from None
+        if self._encoding:
+            piece = self._decompressed(piece)
         self._size += len(piece)
         if self._size > MAX_BODY_BYTES:
             raise APIResponseError(f"the answer is longer than {MAX_BODY_BYTES:,} bytes", code="invalid_response")
         self._pieces.append(piece)
         self._reads.append((self._size, stamp))
 
+    def _decompressed(self, piece: bytes) -> bytes:
+        if self._inflate is None:
+            bits = zlib.MAX_WBITS
+            if self._encoding == "gzip":
+                bits += 16
+            elif piece[0] & 15 != 8:  # no zlib header: wrong, and widespread
+                bits = -bits
+            self._inflate = zlib.decompressobj(bits)
+        try:
+            found: bytes = self._inflate.decompress(piece, MAX_BODY_BYTES - self._size + 1)
+        except zlib.error as exc:
+            raise cut_off(f"not valid compressed data: {exc}") from None
+        return found
+
     def _finish(self) -> None:
-        answer, message = self._answer, self._message
-        self._answer = None
         if self._inflate is not None and not self._inflate.eof:
-            if answer is not None and not answer.done():
-                answer.set_exception(cut_off("the compressed data breaks off"))
-            self.abort()
+            self.fail(cut_off("the compressed data breaks off"))
             return
+        answer, message, transport = self._end(), self._message, self._transport
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        reply = Reply(message.code, message.headers, body, self._reads)
+        if answer is not None and not answer.done():
+            answer.set_result(Reply(message.code, message.headers, body, self._reads))
         self._message = self._payload = None
         self._pieces = []
-        if answer is not None and not answer.done():
-            answer.set_result(reply)
-        transport = self._transport
         if transport is None:
             return
         # An answer that came before the request was out: what is left of that would be the next one's head.
@@ -221,12 +280,16 @@ class PlainTransport:
     def __init__(self, endpoint: Endpoint, headers: Mapping[str, str]) -> None:
         self.endpoint = endpoint
         self.loop = asyncio.get_running_loop()
-        parts = urlsplit(endpoint.base_url)
-        assert parts.hostname is not None
-        self._host = parts.hostname
-        self._port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self._headers = "".join(f"{name}: {value}\r\n" for name, value in {"Host": parts.netloc, **headers}.items())
+        url = URL(endpoint.base_url)
+        assert url.raw_host is not None
+        assert url.port is not None
+        self._host, self._port = url.raw_host, url.port
+        self._tls: ssl.SSLContext | None = None
+        if url.scheme == "https":
+            self._tls = ssl.create_default_context()
+            self._tls.set_alpn_protocols(["http/1.1"])
+        named = {"Host": url.host_port_subcomponent, **headers}
+        self._headers = "".join(f"{name}: {value}\r\n" for name, value in named.items())
         self._heads: dict[tuple[str, str], bytes] = {}
         self._idle: list[_Connection] = []  # the last used one last
         self._busy: dict[_Connection, None] = {}
@@ -234,6 +297,7 @@ class PlainTransport:
         self._looked_up = float("-inf")
         self._looking_up = asyncio.Lock()
         self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
         self._sweep()
 
     async def exchange(self, method: str, url: str, body: bytes | None, deadline_s: float) -> Reply:
@@ -245,39 +309,46 @@ class PlainTransport:
             head += b"\r\n"
         until = self.loop.time() + deadline_s
         connection = self._take_idle() or await self._open(deadline_s)
+        if self._closed:
+            connection.abort()
+            raise _closed()
+        if not connection.is_open:
+            raise APIConnectionError(_NO_ANSWER)
         self._busy[connection] = None
         answer = connection.ask(head, body, until, deadline_s)
         try:
             return await answer
         except asyncio.CancelledError:
-            connection.abort()
+            connection.give_up(answer)
             raise
-        finally:
-            self._busy.pop(connection, None)
 
     def give_back(self, connection: _Connection) -> None:
         """The connection may serve another request."""
         connection.idle_since = self.loop.time()
         self._idle.append(connection)
 
+    def served(self, connection: _Connection) -> None:
+        """The request on the connection is over."""
+        self._busy.pop(connection, None)
+
     def forget(self, connection: _Connection) -> None:
         """The connection is closed."""
-        self._busy.pop(connection, None)
         if connection in self._idle:
             self._idle.remove(connection)
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; whoever waits for an answer is told."""
+        self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for connection in [*self._idle, *self._busy]:
+        for connection in list(self._busy):
+            connection.fail(_closed())
+        for connection in self._idle:
             connection.abort()
         self._idle.clear()
 
     def _head(self, method: str, url: str) -> bytes:
-        parts = urlsplit(url)
-        target = parts.path + (f"?{parts.query}" if parts.query else "")
-        head = f"{method} {target} HTTP/1.1\r\n{self._headers}".encode("latin-1")
+        head = f"{method} {URL(url).raw_path_qs} HTTP/1.1\r\n{self._headers}".encode("latin-1")
         self._heads[method, url] = head
         return head
 
@@ -285,7 +356,9 @@ class PlainTransport:
         while self._idle:
             connection = self._idle.pop()
             if connection.is_open:
-                return connection
+                if connection.is_silent:
+                    return connection
+                connection.abort()
         return None
 
     async def _open(self, deadline_s: float) -> _Connection:
@@ -296,22 +369,31 @@ class PlainTransport:
                     await self._resolve(), happy_eyeballs_delay=0.25, interleave=1, loop=loop
                 )
                 try:
-                    _, connection = await loop.create_connection(
-                        lambda: _Connection(self),
-                        sock=link,
-                        ssl=self._tls,
-                        server_hostname=self._host if self._tls else None,
-                    )
+                    return await self._attach(link)
                 except BaseException:
                     link.close()
                     raise
-                return connection
         except TimeoutError:
-            raise no_connection(endpoint) from None
+            self._looked_up = float("-inf")  # a host that has moved refuses nothing at its old address
+            raise (no_connection(endpoint) if endpoint.connect_s <= deadline_s else late(deadline_s)) from None
         except (OSError, UnicodeError) as exc:  # UnicodeError: a host name with an empty label
             self._looked_up = float("-inf")
             why = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
             raise APIUnreachableError(f"cannot connect to {self._host}:{self._port}: {why}") from None
+
+    async def _attach(self, link: socket.socket) -> _Connection:
+        if self._tls is None:
+            _, connection = await self.loop.create_connection(lambda: _Connection(self), sock=link)
+            return connection
+        # In two steps: cancelled before its handshake begins, `create_connection(ssl=…)` leaves its
+        # transport in the loop, and the next socket with this number is refused there.
+        bare, _ = await self.loop.create_connection(asyncio.Protocol, sock=link)
+        connection = _Connection(self)
+        transport = await self.loop.start_tls(bare, connection, self._tls, server_hostname=self._host.rstrip("."))
+        if transport is None:
+            raise ConnectionResetError("the connection ended in the TLS handshake")
+        connection.connection_made(transport)
+        return connection
 
     async def _resolve(self) -> list[Any]:
         async with self._looking_up:  # once, and not by every one of a thousand workers
@@ -331,6 +413,10 @@ class PlainTransport:
         while self._idle and self._idle[0].idle_since < now - KEEP_ALIVE_S:
             self._idle.pop(0).abort()
         self._sweeper = self.loop.call_later(min(SWEEP_S, self.endpoint.total_s / 10), self._sweep)
+
+
+def _closed() -> APIConnectionError:
+    return APIConnectionError("the client was closed before the answer came")
 
 
 @asynccontextmanager

@@ -6,10 +6,13 @@ is read again, every part is hashed and read, and the two are compared key by ke
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -33,6 +36,7 @@ class Proof:
     parts: int = 0
     pending: int = 0
     prompts: int | None = None  # expected rows; None where the input cannot be read
+    blocks: int | None = None  # of a load run, which has no fixed number of rows
     orphaned: int = 0
     failed: int = 0
     problems: list[str] = field(default_factory=list)
@@ -53,7 +57,10 @@ def verify(folder: RunDir) -> Proof:
         doubles = _doubles(journal)
         seen = _check_parts(folder, journal, doubles, proof)
         _check_journal(journal, seen, proof)
-        _check_input(folder, journal, seen, proof)
+        if load := folder.read_info().get("load"):
+            _check_blocks(folder, load["blocks"], proof)
+        else:
+            _check_input(folder, journal, seen, proof)
     finally:
         journal.close()
     return proof
@@ -148,6 +155,22 @@ def _check_journal(journal: Journal, seen: set[tuple[bytes, int]], proof: Proof)
         proof.notes.append(
             f"{proof.pending:,} rows are safe in the journal and not in a part yet; `cbatch run` puts them in"
         )
+
+
+def _check_blocks(folder: RunDir, blocks: list[dict[str, Any]], proof: Proof) -> None:
+    """A load run asks a prompt as often as its blocks take: each must have the rows that it counted."""
+    proof.blocks = len(blocks)
+    if proof.pending:
+        return
+    rows: Counter[int] = Counter()
+    for part in folder.parts:
+        with suppress(OSError):  # said already
+            rows.update(block for block, phase in read_rows(part, ["block", "phase"]) if phase == "measure")
+    for block in blocks:
+        if block["complete"] and rows[block["block"]] != block["requests"]:
+            proof.problems.append(
+                f"block {block['block']}: {rows[block['block']]:,} rows, and run.json counted {block['requests']:,}"
+            )
 
 
 def _check_input(folder: RunDir, journal: Journal, seen: set[tuple[bytes, int]], proof: Proof) -> None:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cbatch.cli.shared import json_option, open_run, print_json
 from cbatch.cli.words import printable
-from cbatch.compare import machine, text
 from cbatch.compare.gates import Gate, parse
-from cbatch.compare.likeness import ALLOWED, UnlikeRuns, allowed
-from cbatch.compare.runs import compare
-from cbatch.compare.sides import load
-from cbatch.compare.verdict import Comparison
+from cbatch.compare.unlike import ALLOWED, UnlikeRuns, allowed
 from cbatch.errors import JobError
+
+if TYPE_CHECKING:
+    from cbatch.compare.verdict import Comparison
 
 FORMATS = ("text", "md", "json", "junit", "github")
 _COLOURS = {"FAIL": "red", "INCONCLUSIVE": "yellow", "open": "yellow", "PASS": "green", "ok": "green"}
@@ -50,41 +50,49 @@ def command(
     form: str,
     as_json: bool,
 ) -> int:
-    r"""Did it get slower, costlier, worse? Every run against the first, with intervals and an exit code.
+    """Did it get slower, costlier, worse? Every run against the first, with intervals and an exit code.
 
-    \b
     A gate names a metric and the change that is not accepted:
-      server_tokens_per_s < -3%    lower by more than 3 %: FAIL
-      ttft_s p95 > +10%            p50 where none is named, p99 …, mean
-      errors > +0.5pt              shares change in points
 
     \b
-    FAIL          the 95 % interval is beyond the threshold, or the change
-                  is, and is significant (Holm over all gates)      exit 5
-    PASS          the interval is on the other side                 exit 0
-    INCONCLUSIVE  neither; says how many more repeats decide        exit 0,
+      server_tokens_per_s < -3%   lower by more than 3 %
+      ttft_s p95 > +10%           any column of numbers; p50 where none is
+                                  named, p90, p99.9, mean
+      errors > +0.5pt             shares change in points: rate_limited,
+                                  invalid, finish_length too
+
+    \b
+    FAIL          the 95 % interval of the change is beyond that, or the
+                  change is and is significant (Holm over all gates): exit 5
+    PASS          the interval is on the other side
+    INCONCLUSIVE  neither; says how many more repeats would decide: exit 0,
                   or 5 with --strict
 
-    Blocks are compared, not requests: repeat and interleave two jobs with `cbatch run A.yaml
-    --repeat 6 --interleave B.yaml`. Two single runs are cut into slices of time. What drifts from
-    run to run they cannot see, so 10 % is allowed for it: only a larger change fails a gate there.
-    Failures are counted, so their gates need no repeats. p is the exact sign-flip test from
-    6 pairs on, else Student's t.
+    What is compared are blocks, not requests: `cbatch run A.yaml --repeat 6 --interleave B.yaml` makes runs
+    that take turns. Two single runs are cut into slices of time; how far runs drift apart they cannot see, so
+    10 % is allowed for it at either end, and only a larger change fails a gate. Failures are counted, tokens
+    and money do not drift: their gates need no repeats. p is the exact sign-flip test from 6 pairs on, else
+    Student's t.
 
-    Runs that differ in model, prompts, parameters, endpoint or load are refused (exit 6).
-    """
+    Runs that differ in model, prompts, parameters, endpoint or load are refused, and so are those that
+    measured their client, or not what a gate asks for: exit 6.
+    """  # noqa: D301  (the \b is click's: leave these lines as they are)
     form = "json" if as_json else form
     gates = _gates(fail_on)
     names = allowed(allow)
     _check(runs, history)
+    from cbatch.compare.runs import compare
+    from cbatch.compare.sides import load
+
     try:
-        found = compare([load(open_run(run).path) for run in runs], gates, allow=names, level=level, history=history)
+        evidence = [load(open_run(run).path) for run in runs]
+        found = compare(evidence, gates, allow=names, level=level, history=history)
     except UnlikeRuns as exc:
         if form == "text":
             raise
         _refuse(exc, form, gates)
         return exc.exit_code
-    _FORMS[form](found, strict)
+    _print(found, form, strict=strict)
     return found.exit_code(strict=strict)
 
 
@@ -109,10 +117,23 @@ def _check(runs: tuple[Path, ...], history: Path | None) -> None:
         seen[run.resolve()] = run
 
 
-def _text(found: Comparison, strict: bool) -> None:
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    for line in text.lines(found, strict=strict):
-        click.echo(_coloured(printable(line)) if colour else printable(line))
+def _print(found: Comparison, form: str, *, strict: bool) -> None:
+    from cbatch.compare import machine, text
+
+    match form:
+        case "json":
+            print_json(machine.as_dict(found, strict=strict))
+        case "junit":
+            click.echo(machine.junit(found, strict=strict))
+        case "md":
+            click.echo("\n".join(text.markdown(found, strict=strict)))
+        case "github":
+            _summary(text.markdown(found, strict=strict))
+            click.echo("\n".join(machine.workflow_commands(found, strict=strict)))
+        case _:
+            colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+            for line in text.lines(found, strict=strict):
+                click.echo(_coloured(printable(line)) if colour else printable(line))
 
 
 def _coloured(line: str) -> str:
@@ -120,51 +141,28 @@ def _coloured(line: str) -> str:
     return re.sub(rf"\b({words})\b(?=$|:| )", lambda m: click.style(m[0], fg=_COLOURS[m[0]], bold=True), line)
 
 
-def _markdown(found: Comparison, strict: bool) -> None:
-    click.echo("\n".join(text.markdown(found, strict=strict)))
+def _refuse(exc: UnlikeRuns, form: str, gates: Sequence[Gate]) -> None:
+    """No verdict, for machines: whoever reads a file of a known form must find the reason in it."""
+    from cbatch.compare import machine
+
+    first, *others = str(exc).splitlines()
+    markdown = [f"**no verdict: {first}**", "", *(f"- {line}" for line in others)]
+    match form:
+        case "json":
+            print_json(machine.refusal(exc))
+        case "junit":
+            click.echo(machine.junit_refusal(exc, gates))
+        case "github":
+            _summary(markdown)
+            click.echo("\n".join(machine.workflow_refusal(exc)))
+        case _:
+            click.echo("\n".join(markdown))
 
 
-def _json(found: Comparison, strict: bool) -> None:
-    print_json(machine.as_dict(found, strict=strict))
-
-
-def _junit(found: Comparison, strict: bool) -> None:
-    click.echo(machine.junit(found, strict=strict))
-
-
-def _github(found: Comparison, strict: bool) -> None:
-    _summary("\n".join(text.markdown(found, strict=strict)))
-    for line in machine.workflow_commands(found, strict=strict):
-        click.echo(line)
-
-
-def _summary(markdown: str) -> None:
-    """To the job's summary page; outside of a workflow, to stdout."""
+def _summary(markdown: Sequence[str]) -> None:
+    """To the page of the workflow's run; outside of one, to stdout."""
     if path := os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(path).open("a", encoding="utf-8") as file:
-            file.write(f"{markdown}\n\n")
+            file.write("\n".join([*markdown, "", ""]))
     else:
-        click.echo(f"{markdown}\n")
-
-
-_FORMS: dict[str, Callable[[Comparison, bool], None]] = {
-    "text": _text,
-    "md": _markdown,
-    "json": _json,
-    "junit": _junit,
-    "github": _github,
-}
-
-
-def _refuse(exc: UnlikeRuns, form: str, gates: list[Gate]) -> None:
-    if form == "json":
-        print_json(machine.refusal(exc))
-    elif form == "junit":
-        click.echo(machine.junit_refusal(exc, gates))
-    else:
-        lines = str(exc).splitlines()
-        markdown = "\n".join([f"**no verdict: {lines[0]}**", "", *(f"- {line}" for line in lines[1:])])
-        _summary(markdown) if form == "github" else click.echo(markdown)
-        if form == "github":
-            for line in machine.workflow_refusal(exc):
-                click.echo(line)
+        click.echo("\n".join([*markdown, ""]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,11 +11,14 @@ import click
 import orjson
 
 from cbatch import catalog, jobfile
+from cbatch.cli.loads import as_load, with_prompts
 from cbatch.cli.run import output_folder
 from cbatch.cli.shared import Connection, connection_options, json_option, print_json
 from cbatch.cli.words import count, duration, money, plural
-from cbatch.job import Job
+from cbatch.job import Job, Load
 from cbatch.journal import Journal
+from cbatch.load import WARMUP_S
+from cbatch.loadplan import stages
 from cbatch.plan import TYPICAL_TOKENS, ModelPlan, Plan, plan
 from cbatch.rundir import RunDir
 
@@ -45,24 +50,68 @@ def command(
 
     Reads and renders everything, sends nothing, needs no key.
     """
-    job = jobfile.load(job_file, overrides)
+    job = as_load(jobfile.load(job_file, overrides), None, interleaved=False)
     folder = RunDir.at(output_folder(job, output))
-    journal = Journal(folder.journal) if folder.journal.exists() else None
-    connection = Connection(
-        sim=sim, url=base_url, key_file=api_key_file, endpoint=job.endpoint, folder=Path(job.folder)
-    )  # fmt: skip
-    try:
-        found = plan(job, limit, journal, connection.learned_limits(job.model))
-    finally:
-        if journal is not None:
-            journal.close()
+    with tempfile.TemporaryDirectory() as made:
+        job, offsets = with_prompts(job, Path(made), lambda message: click.echo(f"note: {message}", err=True))
+        found = _found(
+            job,
+            folder,
+            limit,
+            Connection(sim=sim, url=base_url, key_file=api_key_file, endpoint=job.endpoint, folder=Path(job.folder)),
+        )
     if as_json:
         body = orjson.loads(found.first_body) if found.first_body else None
         models = [asdict(m) | {"binding": m.binding} for m in found.models]
         print_json(asdict(found) | {"first_body": body, "models": models})
         return
-    for line in lines(job, found, folder):
+    for line in lines(job, found, folder) if job.load is None else load_lines(job, job.load, found, folder, offsets):
         click.echo(line)
+
+
+def _found(job: Job, folder: RunDir, limit: int | None, connection: Connection) -> Plan:
+    # A load run asks whatever it holds already again.
+    journal = Journal(folder.journal) if folder.journal.exists() and job.load is None else None
+    try:
+        return plan(job, limit, journal, connection.learned_limits(job.model))
+    finally:
+        if journal is not None:
+            journal.close()
+
+
+def load_lines(job: Job, load: Load, found: Plan, folder: RunDir, offsets: Sequence[float]) -> list[str]:
+    """The plan of a load run, for people."""
+    if load.mode == "search":
+        bounds = load.rate or load.concurrency or (1, 256)
+        what = f"{bounds[0]:g}..{bounds[1]:g} {'requests/s' if load.rate else 'in flight'}, for {', '.join(load.slo)}"
+        blocks = None
+    else:
+        planned = list(stages(load, job.model))
+        levels = list(dict.fromkeys(stage.level for stage in planned))
+        unit = "times the speed it had" if load.mode == "replay" else planned[0].unit
+        what = ", ".join(f"{level:g}" for level in levels) + f" {unit}"
+        what += f", {load.repeats} times" if load.repeats > 1 else ""
+        blocks = len(planned)
+    each = (
+        duration(load.duration_s) if load.duration_s else plural(load.requests or len(offsets) or found.rows, "request")
+    )
+    warm = f" after {duration(load.warmup_s)} of warm-up" if load.warmup_s else ""
+    out = [
+        f"{job.name}: {load.mode} load over {plural(found.rows, 'prompt')}, into {folder.path}",
+        f"  blocks    {plural(blocks, 'block') if blocks else 'as many as the search takes'}: {what}",
+        f"  each      {each}{warm}",
+    ]
+    if blocks and load.duration_s:
+        out.append(
+            f"  time      {duration(blocks * (load.duration_s + (load.warmup_s or WARMUP_S)))} and a calibration"
+        )
+    for m in found.models:
+        if m.cost_usd is not None and m.requests:
+            low, _, high = (1_000 * usd / m.requests for usd in m.cost_usd)
+            out.append(f"  cost      {money(low)} to {money(high)} for 1,000 requests to {m.model}")
+        else:
+            out.append(f"  cost      unknown: no price is known for {m.model}")
+    return out
 
 
 def lines(job: Job, found: Plan, folder: RunDir) -> list[str]:

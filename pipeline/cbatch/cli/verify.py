@@ -38,6 +38,7 @@ def lines(proof: Proof) -> list[str]:
     """The proof, for people."""
     verdict = "NOT PROVEN" if proof.problems else "proven" if not proof.pending else "proven so far"
     expected = f"{plural(proof.prompts, 'prompt')}, " if proof.prompts is not None else ""
+    expected = f"{plural(proof.blocks, 'block')} of load, " if proof.blocks is not None else expected
     out = [
         f"{verdict}: {expected}{plural(proof.rows, 'row')} in {plural(proof.parts, 'part')}"
         + (f", {proof.failed:,} of them errors" if proof.failed else "")

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from cbatch.compare.likeness import UnlikeRuns, differences
+from cbatch.compare.likeness import differences
 from cbatch.compare.metrics import Measure
 from cbatch.compare.pairing import Column, Difference, log_ratio, share
 from cbatch.compare.sides import Side, load, prompt_numbers, side
 from cbatch.compare.stats import Floats, predicted, run_allowance
+from cbatch.compare.unlike import UnlikeRuns
 from cbatch.errors import CbatchError, JobError
 from cbatch.report.evidence import Evidence, moment
 from cbatch.rundir import RunDir

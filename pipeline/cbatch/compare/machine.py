@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
 
 from cbatch.compare.gates import Gate
-from cbatch.compare.likeness import UnlikeRuns
 from cbatch.compare.pairing import DRIFT_ALLOWANCE
 from cbatch.compare.sides import Side
 from cbatch.compare.stats import CONFIDENCE
 from cbatch.compare.text import change, geomean, interval, last_line, value, verdict_word
+from cbatch.compare.unlike import UnlikeRuns
 from cbatch.compare.verdict import Comparison, Line, Pair
 
 
@@ -112,7 +113,7 @@ def junit(comparison: Comparison, *, strict: bool = False) -> str:
     return _xml(suite)
 
 
-def junit_refusal(exc: UnlikeRuns, gates: list[Gate]) -> str:
+def junit_refusal(exc: UnlikeRuns, gates: Sequence[Gate]) -> str:
     """Every gate as an error: no verdict is not a pass."""
     suite = ElementTree.Element("testsuite", name="cbatch compare")
     for text in [gate.text for gate in gates] or ["alike"]:

@@ -11,10 +11,11 @@ import numpy as np
 
 from cbatch.compare.gates import Gate
 from cbatch.compare.history import Past, past
-from cbatch.compare.likeness import Unlike, UnlikeRuns, differences
+from cbatch.compare.likeness import differences
 from cbatch.compare.metrics import LENGTH_FREE, RATES, SHOWN, TAILS, Measure, measure
 from cbatch.compare.pairing import DRIFT_ALLOWANCE, Design, Difference, design, difference
 from cbatch.compare.sides import Side, interleaved, levels, models, prompt_numbers, side, validity
+from cbatch.compare.unlike import Unlike, UnlikeRuns
 from cbatch.compare.verdict import Comparison, Pair, decided, lines_of
 from cbatch.report.evidence import Evidence
 

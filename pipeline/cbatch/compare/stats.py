@@ -77,7 +77,7 @@ def predicted(changes: Floats) -> Change:
 def _student(point: float, se: float, df: float) -> Change:
     from scipy.stats import t
 
-    if se == 0:  # nothing varies: simulators do that
+    if se < 1e-12:  # nothing varies: simulators do that
         return Change(point=point, low=point, high=point, p=float(abs(point) < 1e-12), smallest=0.0)
     half = float(t.ppf((1 + CONFIDENCE) / 2, df)) * se
     p = float(2 * t.sf(abs(point) / se, df))

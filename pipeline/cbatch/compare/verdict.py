@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 from cbatch.compare.gates import Gate, Outcome
 from cbatch.compare.history import Past
-from cbatch.compare.likeness import Unlike
 from cbatch.compare.metrics import Measure
 from cbatch.compare.pairing import RESOLUTION_S, Design, Difference
 from cbatch.compare.sides import Side
 from cbatch.compare.stats import holm, repeats_needed, requests_needed
+from cbatch.compare.unlike import Unlike
 from cbatch.report.evidence import Evidence
 
 ALPHA = 0.05

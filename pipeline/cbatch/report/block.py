@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cbatch.report.conditions import MIN_PER_SLICE, SLICES
 from cbatch.report.evidence import Evidence
-from cbatch.report.figures import MIN_PER_SLICE, SLICES, Figures, is_speed
+from cbatch.report.figures import Figures, is_speed
 from cbatch.report.findings import Findings
 from cbatch.report.gates import Outcome
 from cbatch.report.measures import ROWS, Table, aligned, table

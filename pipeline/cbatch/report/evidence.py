@@ -173,7 +173,7 @@ def read(folder: RunDir, also: Sequence[str] = (), only: Sequence[str] | None = 
     pending = pending_rows(folder)
     try:
         counts = block_counts(folder.parts, pending) if complete is not None else {}
-        names = [*(NAMES if only is None else [name for name in NAMES if name in only]), *also]
+        names = [*(NAMES if only is None else [name for name in NAMES if name in {*only, "cached_tokens"}]), *also]
         rows = measured_rows(folder.parts, pending, names, complete)
         failures = error_examples(folder.parts, pending, complete)
         repeated = repeated_and_cached(folder.parts, pending, complete) if _any_cached(rows) else 0

@@ -39,6 +39,8 @@ class Outcome:
 
 def evaluate(gates: Sequence[Gate], evidence: Evidence, figures: Figures) -> list[Outcome]:
     """The outcome of each gate."""
+    if not gates:
+        return []
     ok = evidence.is_("status", "ok")
     parts = groups(evidence, ok)
     best = ((evidence.load or {}).get("search") or {}).get("best")

@@ -55,7 +55,7 @@ def page(evidence: Evidence, found: Findings, lines: Sequence[str]) -> str:
     sections.append(_failures(evidence))
     if groups:
         sections.append(_slowest(evidence, groups))
-    sections.append(_health(evidence))
+    sections.append(_health(evidence, drawn))
     scripts = [_SHARP + _asset("uPlot.iife.min.js"), _asset("page.js")]
     data = {
         "groups": [group.name for group in groups],
@@ -264,8 +264,9 @@ def _slowest(evidence: Evidence, groups: Sequence[Group]) -> str:
     )
 
 
-def _health(evidence: Evidence) -> str:
+def _health(evidence: Evidence, drawn: list[Plot]) -> str:
     note = "Loop lag is how late the client's event loop was; CPU is of one core."
     if not evidence.measured:
         note += " Not calibrated: only a load run is."
-    return _section("The client", tables.health(evidence), note)
+    lag = plots.loop_lag(evidence)
+    return _section("The client", (_figure([lag], drawn) if lag else "") + tables.health(evidence), note)

@@ -59,7 +59,7 @@ class Plot:
     y_max: float | None = None
     sync: str = ""
     height: int = 260
-    bands: list[tuple[float, float]] = field(default_factory=list)  # shaded
+    bands: list[list[Any]] = field(default_factory=list)  # shaded
     ticks: list[float] = field(default_factory=list)  # of x: refusals
     marks: list[float] = field(default_factory=list)  # of x: where a pause was left out
 
@@ -160,7 +160,7 @@ def over_time(evidence: Evidence, groups: Sequence[Group], steady: Sequence[tupl
     shared: Mapping[str, Any] = {
         "sync": "time",
         "x_label": "seconds of the run",
-        "bands": [(float(a), float(b)) for a, b in (clock(np.array(window)) for window in steady)],
+        "bands": [rounded(clock(np.array(window))) for window in steady],
         "ticks": _refusals(evidence, clock, sent),
         "marks": rounded(clock(clock.pauses)),
     }
@@ -176,7 +176,10 @@ def over_time(evidence: Evidence, groups: Sequence[Group], steady: Sequence[tupl
             y_label="requests in flight",
             series=lines + _asked(evidence, clock),
             height=150,
-            captions=["Requests between the send of their last attempt and their end; the mean of each interval."],
+            captions=[
+                "Requests between the send of their last attempt and their end; the mean of each interval."
+                + (" Those of the warm-up are not counted." if evidence.warmup_rows else "")
+            ],
             **shared,
         )
     )
@@ -244,6 +247,31 @@ def _first_tokens(
         y_log=_wide(values[have]),
         captions=[caption],
         **shared,
+    )
+
+
+def loop_lag(evidence: Evidence) -> Plot | None:
+    """How late the client's event loop was, at worst, in each interval of the run."""
+    sent, ended = evidence.sent_at(), evidence.ended_at()
+    known = ~np.isnan(ended)
+    parts = [series for series in evidence.series if "loop_lag_s" in series.columns]
+    if not parts or not known.any():
+        return None
+    clock = _clock(evidence, sent[known], ended[known])
+    x = clock(np.concatenate([p.started_at.timestamp() + p.columns["t_s"] - p.every_s / 2 for p in parts]))
+    y = np.concatenate([part.columns["loop_lag_s"] for part in parts]) * 1000
+    here = (x >= 0) & ~np.isnan(y)
+    if here.sum() < 2:
+        return None
+    kept = thin(x[here], y[here], BINS * 5)
+    lag = Series(name="loop lag", group=None, x=rounded(x[here][kept]), y=rounded(y[here][kept]))
+    return Plot(
+        name="loop_lag",
+        x_label="seconds of the run",
+        y_label="loop lag, ms",
+        series=[lag],
+        height=170,
+        captions=["The longest that the event loop was late in each interval."],
     )
 
 

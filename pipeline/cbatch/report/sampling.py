@@ -5,6 +5,7 @@ All of it is arithmetic on arrays, and the same numbers give the same picture: n
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,8 +112,8 @@ def line(x: Floats, y: Floats) -> Line | None:
 
 
 def rounded(values: Floats, digits: int = 4) -> list[Any]:
-    """Numbers as JSON holds them: so many digits, whole ones without a point, None for NaN."""
-    return [None if v != v else _short(float(f"{v:.{digits}g}")) for v in values.tolist()]
+    """Numbers as JSON holds them: so many digits, whole ones without a point, None for what is not finite."""
+    return [None if not math.isfinite(v) else _short(float(f"{v:.{digits}g}")) for v in values.tolist()]
 
 
 def _short(value: float) -> float | int:

@@ -5,6 +5,7 @@ INVALID: what was measured is the client, or nothing. SUSPECT: somebody should l
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -53,11 +54,9 @@ def judge(figures: Figures, *, is_load: bool) -> Verdict:
     if not figures.ok:
         return Verdict(state="INVALID", reasons=("nothing was measured: no request was answered",))
     found = [(level, judge_level(level, is_load=is_load)) for level in figures.levels]
-    invalid: list[str] = []
+    invalid = _by_kind([(level, verdict) for level, verdict in found if verdict.state == "INVALID"], len(found))
     suspect = _of_the_run(figures)
-    for level, verdict in found:
-        reasons = [_at(level, reason) for reason in verdict.reasons] if len(found) > 1 else verdict.reasons
-        (invalid if verdict.state == "INVALID" else suspect).extend(reasons)
+    suspect += _by_kind([(level, verdict) for level, verdict in found if verdict.state == "SUSPECT"], len(found))
     if invalid:
         bound = any(verdict.client_bound for _, verdict in found)
         return Verdict(state="INVALID", reasons=(*invalid, *suspect), client_bound=bound)
@@ -200,9 +199,28 @@ def _shortage(level: Level) -> str:
     return f"{_percent(level.health.delivered)} of the {level.level:g} requests/s asked were sent"
 
 
-def _at(level: Level, reason: str) -> str:
-    where = level.model if level.level is None else f"{level.level:g} {level.unit}"
-    return f"at {where}: {reason}" if level.level is not None else f"{where}: {reason}"
+def _by_kind(found: Sequence[tuple[Level, Verdict]], levels: int) -> list[str]:
+    """The reasons of several levels, each kind once: as the first level has it, and where else it is met."""
+    where: dict[str, list[tuple[Level, str]]] = {}
+    for level, verdict in found:
+        for reason in verdict.reasons:
+            # A kind is its words: reasons of one kind differ in their numbers.
+            where.setdefault(re.sub(r"[-+]?\d[\d.,e+-]*", "#", reason), []).append((level, reason))
+    if levels == 1:
+        return [reason for _, verdict in found for reason in verdict.reasons]
+    out = []
+    for (level, reason), *others in where.values():
+        also = f" (also {', '.join(_name(other, level) for other, _ in others)})" if others else ""
+        at = level.model if level.level is None else f"at {level.level:g} {level.unit}"
+        out.append(f"{at}: {reason}{also}")
+    return out
+
+
+def _name(level: Level, beside: Level) -> str:
+    """What tells a level from another one."""
+    if level.level is None:
+        return level.model
+    return f"{level.level:g}" if level.model == beside.model else f"{level.model} {level.level:g}"
 
 
 def _median(level: Level, name: str) -> float | None:

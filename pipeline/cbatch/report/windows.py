@@ -90,9 +90,9 @@ class Flight:
         whole = lasting.sum()
         target = asked
         if target is None or lasting[count >= STEADY * target].sum() < REACHED * whole:
-            # The count that was there at half of the time, by how long each count was there.
-            by_count = np.cumsum(np.bincount(count, weights=lasting))
-            target = float(np.searchsorted(by_count, whole / 2))
+            # The count that half of all request time has seen: one straggler at the end has little of it.
+            by_count = np.cumsum(np.bincount(count, weights=lasting * count))
+            target = float(np.searchsorted(by_count, by_count[-1] / 2))
         there = np.flatnonzero((count >= STEADY * target) & (lasting > 0))
         return (float(at[there[0]]), float(at[there[-1] + 1])) if len(there) else None
 

@@ -95,8 +95,8 @@ async def send_stream(
     if fault == "close_connection":
         response.force_close()
     await response.prepare(delivery.request)
-    # Between the role chunk and the finish chunk, [DONE] right behind it, lies all of the generation.
-    every_s = 0.0 if timing.instant else timing.completion_s * (1 - silent) / max(1, len(events) - 2)
+    # Between the role chunk and the last token, the finish chunk and [DONE] right behind it, lies all of the generation.
+    every_s = 0.0 if timing.instant else timing.completion_s * (1 - silent) / max(1, len(events) - 3)
     if silent and not timing.instant:
         await response.write(events[0])
         await asyncio.sleep(timing.completion_s * silent)
@@ -118,7 +118,7 @@ async def send_stream(
             await delivery.silence(delivery.config.stall_s)
             events = events[half:]
         case _:
-            pass
+            events = [*events[:-3], b"".join(events[-3:])]
     await _send_paced(response, events, every_s)
     return response
 

@@ -240,7 +240,7 @@
     const kinds = ["line", "line dashed", "line dotted"];
     for (const { series, bands, ticks, marks } of plots) {
       for (const s of series) {
-        if (s.name === "in flight" || s.name === "tokens/s") continue; // their axes say it
+        if (["in flight", "tokens/s", "loop lag"].includes(s.name)) continue; // their axes say it
         entry(s.dots ? "dot" : kinds[s.dash], s.group === null || several ? "ink" : of(s.group), s.name);
       }
       if (bands.length) entry("square", "band", data.band);
