@@ -11,27 +11,31 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pipeline" / "cbatch"
 
 ROWS = [
     "errors catalog",
-    "schema job yamltext pace",
-    "render measure answers parquet session joberrors response_format jobschema formats"
-    " ratelimits sizes throttle health",
-    "jobfile source client journal runlock filesystem rundir gate feed retry account purse prompts metrics",
-    "ledger hedge resume publish",
-    "send crew",
-    "engine plan verify report",
-    "compare",
+    "schema yamltext pace health throttle meter feed session",
+    "gates answers measure formats parquet journal runlock filesystem purse replies metrics",
+    "job response_format ratelimits sizes account gate rundir ledger publish sse transport prompts",
+    "render joberrors jobschema loadplan retry crew plain report",
+    "client jobfile source compare",
+    "hedge resume verify calibrate",
+    "send plan",
+    "fleet",
+    "engine",
+    "load",
     "sim",
     "cli",
 ]
 ROW = {name: row for row, names in enumerate(ROWS) for name in names.split()}
 
 HOMES = {
-    "aiohttp": {"client", "sim"},
+    "aiohappyeyeballs": {"plain"},
+    "aiohttp": {"transport", "plain", "sim"},
     "aiolimiter": {"engine"},
     "click": {"cli"},
     "dotenv": {"cli"},
     "ijson": {"formats"},
     "jinja2": {"render"},
     "jsonschema": {"answers", "response_format"},
+    "numpy": {"report", "compare"},
     "platformdirs": {"cli"},
     "prometheus_client": {"metrics"},
     "pyarrow": {"source", "formats", "parquet"},
@@ -41,7 +45,7 @@ HOMES = {
     "tqdm": {"cli"},
     "uvloop": {"cli"},
     "yaml": {"yamltext", "jobfile"},
-    "yarl": {"client"},
+    "yarl": {"transport", "plain"},
 }
 
 

@@ -9,6 +9,11 @@ import click
 from cbatch.cli.shared import json_option, open_run, print_json
 from cbatch.errors import JobError
 from cbatch.gates import Gate, parse
+from cbatch.report.block import lines, markdown
+from cbatch.report.evidence import read
+from cbatch.report.figures import READ
+from cbatch.report.findings import as_json as plain
+from cbatch.report.findings import demanded, find
 
 
 def _gates(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> list[Gate]:
@@ -55,12 +60,6 @@ def command(
     Exit code: 5 if a gate was missed, or what it asks was not measured; 6 if the measurement of a load run,
     or one that gates depend on, is INVALID.
     """  # noqa: D301  (the \b is click's: leave these lines as they are)
-    from cbatch.report.block import lines, markdown
-    from cbatch.report.evidence import read
-    from cbatch.report.figures import READ
-    from cbatch.report.findings import as_json as plain
-    from cbatch.report.findings import demanded, find
-
     folder = open_run(run_dir)
     if html_file is None:
         needed = {*READ, *(gate.metric for gate in demanded(folder.read_info(), slo))}

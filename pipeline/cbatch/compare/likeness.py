@@ -29,10 +29,8 @@ def _unusable(run: Evidence, *, first: bool) -> Iterator[Unlike]:
 
     if run.rows.num_rows == 0:
         yield one("empty", "has no measured rows", None)
-    if run.state != "finished":
+    elif run.state != "finished":
         yield one("unfinished", f"is {run.state}", "unfinished")
-    if run.load is not None and not run.measured and run.rows.num_rows:
-        yield one("empty", "has no block that came to its end", None)
 
 
 def _unlike(a: Evidence, b: Evidence) -> Iterator[Unlike]:

@@ -31,10 +31,10 @@ class UnlikeRuns(CbatchError):
     exit_code = 6
 
     def __init__(self, differences: Sequence[Unlike], message: str = "") -> None:
-        names = sorted({difference.allow for difference in differences if difference.allow})
+        names = sorted({difference.allow or "" for difference in differences})  # "": one that nothing allows
         super().__init__(
             "\n".join([message or "these runs are not alike, so there is no verdict", *map(_with_name, differences)]),
-            hint=f"--allow {','.join(names)} compares them all the same" if names else None,
+            hint=f"--allow {','.join(names)} compares them all the same" if names and all(names) else None,
         )
         self.differences = tuple(differences)
 

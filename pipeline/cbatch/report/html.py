@@ -8,6 +8,8 @@ For `cbatch report RUN --html FILE`:
 
 Ids, names and messages come from users and servers: all text is escaped, the data cannot end its script,
 and a content security policy lets nothing run but the two scripts of this package and nothing load at all.
+
+assets/uPlot.* are the files of https://www.npmjs.com/package/uplot 1.6.32 (MIT), unchanged.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from cbatch.report.figures import MEASURES, Figures, Spread, is_speed
 from cbatch.report.findings import Findings
 from cbatch.report.intervals import floor_of
 from cbatch.report.ladder import ladder
-from cbatch.report.phases import phases
+from cbatch.report.phases import Phases, phases
 from cbatch.report.plots import Group, Plot, duration
 from cbatch.report.verdict import Verdict
 
@@ -49,14 +51,15 @@ def page(evidence: Evidence, found: Findings, lines: Sequence[str]) -> str:
     gates = [parse(outcome.gate) for outcome in found.gates]
     groups = plots.groups(evidence, figures)
     drawn: list[Plot] = []
+    times = phases(evidence)
     sections = [*_withheld(evidence, figures, groups, drawn)]
     if groups:
-        sections += _model_sections(evidence, figures, groups, gates, drawn)
+        sections += _model_sections(evidence, figures, groups, gates, times, drawn)
     sections.append(_failures(evidence))
     if groups:
-        sections.append(_slowest(evidence, groups))
+        sections.append(_slowest(evidence, groups, times))
     sections.append(_health(evidence, drawn))
-    scripts = [_SHARP + _asset("uPlot.iife.min.js"), _asset("page.js")]
+    scripts = [f"{_SHARP}/*\n{_asset('uPlot.LICENSE')}*/\n{_asset('uPlot.iife.min.js')}", _asset("page.js")]
     data = {
         "groups": [group.name for group in groups],
         "band": "measured" if evidence.load else "steady",
@@ -155,7 +158,12 @@ def _figure(found: Sequence[Plot], drawn: list[Plot]) -> str:
 
 
 def _model_sections(
-    evidence: Evidence, figures: Figures, groups: Sequence[Group], gates: Sequence[Gate], drawn: list[Plot]
+    evidence: Evidence,
+    figures: Figures,
+    groups: Sequence[Group],
+    gates: Sequence[Gate],
+    times: Phases,
+    drawn: list[Plot],
 ) -> Iterable[str]:
     speed = plots.speed(evidence, groups)
     yield _section(
@@ -165,10 +173,9 @@ def _model_sections(
         if speed
         else "No answer has a speed: neither <code>time_info</code> nor a stream says how long it was written.",
     )
-    found = phases(evidence)
     yield _section(
         "Where the time went",
-        tables.waterfall(groups, found),
+        tables.waterfall(groups, times),
         f"Each bar is the mean of the requests around that rank of the whole time ({tables.ranges()}), so its parts add"
         " up; the percentiles in the table are of each phase alone, and do not."
         + (" Each group has its own scale." if len(groups) > 1 else ""),
@@ -255,10 +262,10 @@ def _failures(evidence: Evidence) -> str:
     return _section("Failures", tables.failures(evidence))
 
 
-def _slowest(evidence: Evidence, groups: Sequence[Group]) -> str:
+def _slowest(evidence: Evidence, groups: Sequence[Group], times: Phases) -> str:
     return _section(
         "Slowest requests",
-        f'<div class="slow">{tables.slowest(evidence, groups, phases(evidence))}</div>',
+        f'<div class="slow">{tables.slowest(evidence, groups, times)}</div>',
         "From when a request was due or first sent to the end of its answer. All columns of one:"
         " <code>SELECT * FROM 'results/*.parquet' WHERE id = '…'</code> (duckdb).",
     )
