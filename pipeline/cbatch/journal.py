@@ -21,10 +21,12 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +39,9 @@ FORMAT = 2
 DONE, FAILED = 1, 2
 PLANNED, VISIBLE = 1, 2
 GARBAGE_ROWS = 2_000  # bodies deleted per commit once their part is visible: a commit must stay short
+STATEMENT_ROWS = 32  # of one statement
+BUSY_S = 0.01  # a commit so soon after another is one of many
+PAUSE_S = 0.002  # before a commit right behind another: rows of a fast run share it
 COMMIT_ROWS = 2_000  # at most this many rows in one commit
 
 _SCHEMA = """
@@ -266,6 +271,7 @@ class Writer:
         self._on_durable = on_durable
         self._on_error = on_error
         self._garbage: list[tuple[int, int]] = []
+        self._committed = float("-inf")
         self.failed: JournalError | None = None
         self.durable_seq = self._next_seq - 1
         self.paid = Paid(**(journal.get("paid") or {}))
@@ -373,8 +379,10 @@ class Writer:
                     db.close()
 
     def _next_batch(self) -> list[Item]:
-        # Blocks for the first item only: a commit takes what has queued meanwhile, with no timer.
+        # Blocks for the first item only: a commit takes what has queued meanwhile.
         batch = [self._queue.get() if not self._garbage else self._get_soon()]
+        if time.monotonic() - self._committed < BUSY_S:
+            time.sleep(PAUSE_S)
         with suppress(queue.Empty):
             while len(batch) < COMMIT_ROWS and batch[-1] is not None:
                 batch.append(self._queue.get_nowait())
@@ -410,8 +418,8 @@ class Writer:
             if results:
                 if any(item[2] is not None for item in batch if item is not None and item[0] == "row"):
                     self._collect(db, everything=True)  # or a late slice would take the new body with the old
-                db.executemany("INSERT OR REPLACE INTO result VALUES(?,?,?,?,?,?)", results)
-                db.executemany("INSERT OR REPLACE INTO body VALUES(?,?)", bodies)
+                _insert(db, "result", results)
+                _insert(db, "body", bodies)
                 _execute(db, "INSERT OR REPLACE INTO meta VALUES('paid',?)", orjson.dumps(asdict(paid)))
             for item in batch:
                 if item is not None and item[0] == "do":
@@ -422,6 +430,7 @@ class Writer:
             with suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
             raise
+        self._committed = time.monotonic()
         self.paid = paid
         self._next_seq = seq
         self.durable_seq = seq - 1
@@ -479,6 +488,18 @@ def _open(path: Path, *, write: bool) -> sqlite3.Connection:
             db.close()
             raise
     return db
+
+
+def _insert(db: sqlite3.Connection, table: str, rows: Sequence[tuple[object, ...]]) -> None:
+    """Insert many rows by few statements: each lets go of the interpreter lock, and has to wait for it again."""
+    place = f"({','.join('?' * len(rows[0]))})"
+    for start in range(0, len(rows), STATEMENT_ROWS):
+        some = rows[start : start + STATEMENT_ROWS]
+        if len(some) == STATEMENT_ROWS:
+            places = ",".join([place] * STATEMENT_ROWS)
+            db.execute(f"INSERT OR REPLACE INTO {table} VALUES{places}", tuple(chain.from_iterable(some)))
+        else:
+            db.executemany(f"INSERT OR REPLACE INTO {table} VALUES{place}", some)
 
 
 def _execute(db: sqlite3.Connection, sql: str, *values: object) -> None:

@@ -74,10 +74,7 @@ def read_completion(reply: Reply) -> Completion:
     if not isinstance(message, dict):
         raise APIResponseError(f"a choice without a message: {excerpt(reply.body)}", code="invalid_response")
     calls = message.get("tool_calls")
-    try:
-        orjson.dumps(calls)  # reads 1,024 levels and writes 254: better one row failed than a run that cannot store it
-    except TypeError:
-        raise APIResponseError("tool calls nested too deeply to be stored", code="invalid_response") from None
+    check_storable(calls)
     return Completion(
         text=text_of(message.get("content")),
         reasoning=text_of(message.get("reasoning")) or text_of(message.get("reasoning_content")),
@@ -123,6 +120,14 @@ def read_error(reply: Reply) -> APIStatusError:
         param=param,
         headers=reply.headers,
     )
+
+
+def check_storable(calls: object) -> None:
+    """Raise APIResponseError for tool calls that cannot be written again."""
+    try:
+        orjson.dumps(calls)  # reads 1,024 levels and writes 254: better one row failed than a run that cannot store it
+    except TypeError:
+        raise APIResponseError("tool calls nested too deeply to be stored", code="invalid_response") from None
 
 
 def _not_json(reply: Reply, exc: orjson.JSONDecodeError) -> APIError:

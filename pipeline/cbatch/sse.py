@@ -13,12 +13,12 @@ from typing import Any
 import orjson
 
 from cbatch.errors import APIError, APIResponseError
-from cbatch.replies import Reply, excerpt, read_error, read_time_info, read_usage, text_of
+from cbatch.replies import Reply, check_storable, excerpt, read_error, read_time_info, read_usage, text_of
 from cbatch.schema import Completion, StreamMarks
 
 _LINE = re.compile(rb"([^\r\n]*)(?:\r\n|\n|\r|\Z)")
 _BOM = b"\xef\xbb\xbf"
-_STARTS = (b"data:", b"event:", b":", b"id:", b"retry:")
+_START = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n ]*(?:data:|event:|:|id:|retry:)")
 
 # An error inside a stream has no HTTP status of its own; some servers leave out `status_code`, too.
 _STATUS_OF = {
@@ -32,7 +32,7 @@ _STATUS_OF = {
 
 def is_stream(body: bytes) -> bool:
     """Whether the body is an event stream, whatever its Content-Type says."""
-    return body[:64].lstrip(_BOM + b"\r\n ").startswith(_STARTS)
+    return _START.match(body) is not None
 
 
 def events(body: bytes) -> Iterator[tuple[bytes, bytes, int]]:
@@ -86,7 +86,7 @@ def read_stream(reply: Reply) -> Completion:
     marks = _Marks(reply.reads)
     text: list[str] = []
     reasoning: list[str] = []
-    calls: dict[int, dict[str, Any]] = {}
+    calls = _Calls()
     finish_reason: str | None = None
     done = False
     last: dict[str, Any] = {}  # of what chunks repeat, the last that was said
@@ -97,19 +97,23 @@ def read_stream(reply: Reply) -> Completion:
         try:
             chunk = orjson.loads(data)
         except orjson.JSONDecodeError as exc:
+            if name == b"error":
+                raise read_error(Reply(500, reply.headers, data)) from None
             raise APIResponseError(
                 f"a chunk of the stream is not JSON ({exc.msg}): {excerpt(data)}", code="malformed_json", truncated=True
             ) from None
         if not isinstance(chunk, dict):
+            if name == b"error":
+                raise read_error(Reply(500, reply.headers, data))
             raise APIResponseError(f"a chunk of the stream is not an object: {excerpt(data)}", code="invalid_response")
         choices = chunk.get("choices")
-        if name == b"error" or chunk.get("error") or (choices is None and "message" in chunk):
+        if name == b"error" or chunk.get("error") or (choices is None and ("message" in chunk or "detail" in chunk)):
             raise _error(chunk, reply)
         for key in ("usage", "time_info", "id", "model", "system_fingerprint"):
             if (value := chunk.get(key)) is not None:
                 last[key] = value
-        choice = choices[0] if isinstance(choices, list) and choices else None
-        if not isinstance(choice, dict):
+        choice = _first_choice(choices)
+        if choice is None:
             continue
         finish_reason = text_of(choice.get("finish_reason")) or finish_reason
         delta = choice.get("delta")
@@ -122,7 +126,7 @@ def read_stream(reply: Reply) -> Completion:
             text.append(said)
             characters = len(said)
         if called := delta.get("tool_calls"):
-            characters += _merge(calls, called)
+            characters += calls.add(called)
         answers = characters > 0
         if thought is not None:
             reasoning.append(thought)
@@ -134,10 +138,11 @@ def read_stream(reply: Reply) -> Completion:
             what for what, there in (("finish_reason", finish_reason is not None), ("[DONE]", done)) if not there
         )
         raise APIResponseError(f"the stream ended without {missing}", code="truncated", truncated=True)
+    tool_calls = calls.whole()
     return Completion(
-        text="".join(text) if text or not calls else None,
+        text="".join(text) if text or not tool_calls else None,
         reasoning="".join(reasoning) if reasoning else None,
-        tool_calls=[calls[index] for index in sorted(calls)] or None,
+        tool_calls=tool_calls or None,
         finish_reason=finish_reason,
         usage=read_usage(last.get("usage")),
         time_info=read_time_info(last.get("time_info")),
@@ -202,32 +207,66 @@ class _Marks:
         )
 
 
-def _merge(calls: dict[int, dict[str, Any]], deltas: object) -> int:
-    """Add pieces of tool calls to what is known of them; returns how many characters came."""
-    characters = 0
-    for position, piece in enumerate(deltas if isinstance(deltas, list) else []):
-        if not isinstance(piece, dict):
-            continue
-        index = piece.get("index")
-        call = calls.setdefault(index if isinstance(index, int) else position, {})
-        for key, value in piece.items():
-            if key == "function" and isinstance(value, dict):
-                function = call.setdefault("function", {})
-                if name := text_of(value.get("name")):
-                    function["name"] = name
-                    characters += len(name)
-                if arguments := text_of(value.get("arguments")):
-                    characters += len(arguments)
-                function["arguments"] = function.get("arguments", "") + (arguments or "")
-            elif key != "index" and value is not None:
-                call[key] = value
-    return characters
+def _first_choice(choices: object) -> dict[str, Any] | None:
+    """The part of a chunk that belongs to the first answer: one answer a row, others are not looked at."""
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict) and not choice.get("index"):
+            return choice
+    return None
+
+
+class _Calls:
+    """Tool calls, put together from their pieces."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._arguments: dict[int, list[str]] = {}
+
+    def add(self, pieces: object) -> int:
+        """Take the pieces of one chunk; returns how many characters they have."""
+        characters = 0
+        for position, piece in enumerate(pieces if isinstance(pieces, list) else ()):
+            if not isinstance(piece, dict):
+                continue
+            place = self._place(piece, position)
+            call = self._calls.setdefault(place, {})
+            for key, value in piece.items():
+                if key not in ("index", "function") and value is not None:
+                    call[key] = value
+            if not isinstance(function := piece.get("function"), dict):
+                continue
+            named = call.setdefault("function", {})
+            if name := text_of(function.get("name")):
+                named["name"] = name
+                characters += len(name)
+            said = text_of(function.get("arguments")) or ""
+            self._arguments.setdefault(place, []).append(said)
+            characters += len(said)
+        return characters
+
+    def whole(self) -> list[dict[str, Any]]:
+        """The calls, in the order of their index. Raises APIResponseError."""
+        for place, pieces in self._arguments.items():
+            self._calls[place]["function"]["arguments"] = "".join(pieces)
+        found = [self._calls[place] for place in sorted(self._calls)]
+        check_storable(found)
+        return found
+
+    def _place(self, piece: dict[str, Any], position: int) -> int:
+        """Which call a piece belongs to; where no index says so, a new id is a new call."""
+        if isinstance(index := piece.get("index"), int):
+            return index
+        known = [place for place, call in self._calls.items() if call.get("id") == piece.get("id")]
+        if piece.get("id") is None:
+            return max(position, len(self._calls) - 1)
+        return known[0] if known else len(self._calls)
 
 
 def _error(chunk: dict[str, Any], reply: Reply) -> APIError:
     inner = chunk.get("error")
     error = inner if isinstance(inner, dict) else chunk
-    status = chunk.get("status_code") or error.get("status_code")
-    if not (isinstance(status, int) and 400 <= status < 600):
+    said = (chunk.get("status_code"), error.get("status_code"), error.get("code"))  # some put the status there
+    status = next((one for one in said if isinstance(one, int) and 400 <= one < 600), None)
+    if status is None:
         status = _STATUS_OF.get(str(error.get("code")), 500)
     return read_error(Reply(status, reply.headers, orjson.dumps(chunk)))

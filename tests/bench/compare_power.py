@@ -133,7 +133,7 @@ def main(trials: int, requests: int, seed: int, limit_s: float) -> None:
             a, b = sides(case, requests, rng)
             how = design(a, b, turns=case.order != "AABB", same_prompts=True)
             changes = [difference(gate.measure, a, b, how) for gate in GATES]
-            pair = Pair(a=a, b=b, design=how, lines=tuple(lines_of(changes, GATES, how)), notes=())
+            pair = Pair(a=a, b=b, design=how, lines=tuple(lines_of(changes, GATES)), notes=())
             line = decided([pair])[0].lines[0]
             change = line.difference.change
             assert change is not None

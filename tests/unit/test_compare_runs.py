@@ -413,6 +413,22 @@ def test_a_refusal_is_an_error_in_every_format(tmp_path: Path) -> None:
     assert "%0Amodel: a in A, b in B" in line
 
 
+def test_a_name_that_xml_cannot_hold_still_makes_xml(tmp_path: Path) -> None:
+    a, b = (made_batch(tmp_path / name, rows=60, seed=1).path for name in ("a", "b\x1b[31m<&"))
+    ElementTree.fromstring(machine.junit(judged([a, b], GATE)).partition("\n")[2])
+    edit(b, state="interrupted")
+    with pytest.raises(UnlikeRuns) as caught:
+        judged([a, b])
+    ElementTree.fromstring(machine.junit_refusal(caught.value, []).partition("\n")[2])
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    a, b = (made_batch(tmp_path / name / "run", rows=60, seed=1).path for name in "ab")
+    found = judged([a, b], GATE)
+    assert [side.name for side in (found.pairs[0].a, found.pairs[0].b)] == [str(a), str(b)]
+    assert max(len(line) for line in text.lines(found)) <= 100
+
+
 def test_markdown_says_the_verdict_first(tmp_path: Path) -> None:
     lines = text.markdown(judged(interleaved(tmp_path, speed=1_900), *GATES))
     assert lines[0] == "**FAIL: 1 failed of 3 gates   exit 5**"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import aiohttp.http_parser
 import pytest
@@ -19,9 +19,9 @@ from cbatch.plain import is_available
 from cbatch.transport import Endpoint
 
 FORMS = {
-    name: form
+    name: getattr(aiohttp.http_parser, name)
     for name in ("HttpResponseParserC", "HttpResponseParserPy")
-    if (form := getattr(aiohttp.http_parser, name, None)) is not None
+    if hasattr(aiohttp.http_parser, name)
 }
 LIMIT = 1 << 30
 
@@ -85,7 +85,7 @@ TRAILERS = answer(b"5\r\nhello\r\n1\r\n!\r\n0\r\nX-Sum: 1\r\nX-B: 2\r\n\r\n", "T
 
 
 def test_it_is_what_the_transport_uses() -> None:
-    assert plain.HttpResponseParser in FORMS.values()
+    assert cast("Any", plain).HttpResponseParser in FORMS.values()
     assert is_available(Endpoint(base_url="http://h/v1"))
     assert not is_available(Endpoint(base_url="http://h/v1", proxy="http://p"))
 

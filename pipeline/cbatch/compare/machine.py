@@ -8,7 +8,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 from cbatch.compare.gates import Gate
-from cbatch.compare.pairing import DRIFT_ALLOWANCE
 from cbatch.compare.sides import Side
 from cbatch.compare.stats import CONFIDENCE
 from cbatch.compare.text import change, geomean, interval, last_line, value, verdict_word
@@ -39,7 +38,6 @@ def _pair(pair: Pair) -> dict[str, Any]:
         "design": pair.design.kind,
         "pairs": len(pair.design.pairs),
         "same_prompts": pair.design.same_prompts,
-        "drift_allowance": DRIFT_ALLOWANCE if pair.design.allowance else 0.0,
         "geomean_speed": None if mean is None else math.expm1(mean),
         "lines": [_line(line) for line in pair.lines],
         "notes": list(pair.notes),
@@ -79,6 +77,7 @@ def _line(line: Line) -> dict[str, Any]:
         "p_holm": line.p_holm,
         "smallest_change": size(found.smallest) if found else None,
         "by_prompt": line.difference.by_prompt,
+        "drift_allowance": math.expm1(line.difference.allowance),
         "word": line.word,
         "gate": line.gate.text if line.gate else None,
         "outcome": line.outcome,
@@ -123,13 +122,17 @@ def junit_refusal(exc: UnlikeRuns, gates: Sequence[Gate]) -> str:
 
 
 def _case(suite: ElementTree.Element, name: str, classname: str) -> ElementTree.Element:
-    return ElementTree.SubElement(suite, "testcase", name=_xml_text(name), classname=_xml_text(classname), time="0")
+    return ElementTree.SubElement(suite, "testcase", name=name, classname=classname, time="0")
 
 
 def _xml(suite: ElementTree.Element) -> str:
     for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
         suite.set(attribute, str(len(suite.findall(f"testcase/{tag}"))))
     suite.set("tests", str(len(suite)))
+    for node in suite.iter():  # a folder's name may hold what XML cannot
+        node.text = node.text and _xml_text(node.text)
+        for name, text in node.items():
+            node.set(name, _xml_text(text))
     suites = ElementTree.Element("testsuites")
     suites.append(suite)
     ElementTree.indent(suites)
@@ -137,7 +140,7 @@ def _xml(suite: ElementTree.Element) -> str:
 
 
 def _xml_text(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)  # a folder's name may hold what XML cannot
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 def workflow_commands(comparison: Comparison, *, strict: bool = False) -> list[str]:

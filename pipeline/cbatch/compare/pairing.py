@@ -57,6 +57,7 @@ class Difference:
     change: Change | None
     why: str = ""
     by_prompt: bool = False
+    allowance: float = 0.0  # for drift: what the interval was widened by at either end
 
 
 def design(a: Side, b: Side, *, turns: bool, same_prompts: bool, common_prompts: int = 0) -> Design:
@@ -101,9 +102,11 @@ def difference(measure: Measure, a: Side, b: Side, design: Design) -> Difference
         why = f"too few answers: {min(sizes):,}, and slices of time need {LEAST}"
         return Difference(measure=measure, a=values[0], b=values[1], n=sizes, change=None, why=why)
     # How many tokens an answer has is the model's doing: no clock, so nothing that drifts.
-    if design.allowance and measure.kind in ("time", "speed"):
-        change = change.widened(design.allowance)
-    return Difference(measure=measure, a=values[0], b=values[1], n=sizes, change=change, by_prompt=by_prompt)
+    by = design.allowance if measure.kind in ("time", "speed") else 0.0
+    change = change.widened(by) if by else change
+    return Difference(
+        measure=measure, a=values[0], b=values[1], n=sizes, change=change, by_prompt=by_prompt, allowance=by
+    )
 
 
 def log_ratio(measure: Measure, a: Side, b: Side, *, same_prompts: bool) -> float | None:

@@ -89,7 +89,7 @@ def _pair(
     notes += _notes(a, b, how, old, alone=alone)
     if few := [found for found in changes if found.why.startswith("too few")]:
         notes.append(f"times and speeds are not compared: {few[0].why}")
-    lines = lines_of(changes, gates, how, drifts=not alone)
+    lines = lines_of(changes, gates)
     return Pair(a=a, b=b, design=how, lines=tuple(lines), notes=tuple(notes)), old
 
 
@@ -127,7 +127,8 @@ def _valid(
         if found is not None and found.state == "INVALID" and found.client_bound:
             problems.append(Unlike(what=f"{run.folder.name} is INVALID", a=found.reasons[0], b="", allow=None))
         elif found is not None and found.state != "VALID":
-            yield f"{letter} is {found.state}: {found.reasons[0]}"
+            drifted = [reason for reason in found.reasons[1:] if reason.startswith("drift")]
+            yield f"{letter} is {found.state}: {'; '.join([found.reasons[0], *drifted])}"
     if problems:
         raise UnlikeRuns(list(dict.fromkeys(problems)), "what was measured is the client, so there is no verdict")
 
@@ -147,10 +148,10 @@ def _level_notes(
 
 def _common(a: Side, b: Side) -> tuple[int, int]:
     """How many prompts both runs asked, and how many the one with fewer did."""
-    asked = len(np.unique(a.codes))
-    known = np.unique(b.codes[b.codes >= 0])
+    asked, theirs = (np.bincount(one.codes[one.codes >= 0], minlength=a.prompts) > 0 for one in (a, b))
+    known = int(theirs.sum())
     # Prompts that A never asked share the number -1: they are counted by their rows, which are at least as many.
-    return len(known), max(1, min(asked, len(known) + int((b.codes < 0).sum())))
+    return known, max(1, min(int(asked.sum()), known + int((b.codes < 0).sum())))
 
 
 def _took_turns(first: Evidence, run: Evidence, a: Side, b: Side) -> bool:

@@ -71,16 +71,16 @@ class Comparison:
         return 5 if self.count("FAIL") or (strict and self.count("INCONCLUSIVE")) else 0
 
 
-def lines_of(changes: Sequence[Difference], gates: Sequence[Gate], how: Design, *, drifts: bool = True) -> list[Line]:
+def lines_of(changes: Sequence[Difference], gates: Sequence[Gate]) -> list[Line]:
     """A line for each gate, and one for each other change worth showing; their outcomes are left to `decided`."""
     lines = []
     for found in changes:
         ours: list[Gate | None] = [gate for gate in gates if gate.measure == found.measure]
-        lines += [_line(found, gate, how, drifts=drifts) for gate in ours or [None]]
+        lines += [_line(found, gate) for gate in ours or [None]]
     return [line for line in lines if _worth_showing(line)]
 
 
-def _line(found: Difference, gate: Gate | None, how: Design, *, drifts: bool) -> Line:
+def _line(found: Difference, gate: Gate | None) -> Line:
     """A line without its outcome, which depends on all p-values together."""
     change = found.change
     if change is None:
@@ -96,8 +96,7 @@ def _line(found: Difference, gate: Gate | None, how: Design, *, drifts: bool) ->
         return Line(difference=found, word="~", gate=gate)
     sure = change.p < ALPHA if change.p is not None else not change.low <= 0 <= change.high
     if not sure:
-        by = how.allowance if drifts and kind in ("time", "speed") else 0.0
-        maybe = change.p is None and not change.low + by <= 0 <= change.high - by
+        maybe = change.p is None and not change.low + found.allowance <= 0 <= change.high - found.allowance
         word = f"{word}?" if maybe else "~"
     return Line(difference=found, word=word, gate=gate)
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from cbatch.gates import Gate, parse
-from cbatch.report import plots, tables
+from cbatch.report import plots, tables, timeline
 from cbatch.report.evidence import Evidence
 from cbatch.report.figures import MEASURES, Figures, Spread, is_speed
 from cbatch.report.findings import Findings
@@ -181,7 +181,7 @@ def _model_sections(
         + (" Each group has its own scale." if len(groups) > 1 else ""),
     )
     stream = not np.isnan(evidence.numbers("ttft_s")).all()
-    over_time = plots.over_time(evidence, groups, _steady(evidence, figures))
+    over_time = timeline.over_time(evidence, groups, _steady(evidence, figures))
     no_stream = "" if stream else "No time to first token: that needs <code>params.stream: true</code>."
     yield _section("Over time", _figure(over_time, drawn) if over_time else "", no_stream)
     pairs = (("ttft_s", "prompt_tokens"), ("latency_s", "completion_tokens"))
@@ -212,7 +212,7 @@ def _withheld(evidence: Evidence, figures: Figures, groups: Sequence[Group], dra
     if not everything:
         yield _section("No figures", "", "No request was answered: there is nothing to draw.")
     if not groups and everything:
-        found = plots.over_time(evidence, everything, _steady(evidence, figures))
+        found = timeline.over_time(evidence, everything, _steady(evidence, figures))
         in_flight = [plot for plot in found if plot.name == "in_flight"]
         yield _section("Over time", _figure(in_flight, drawn))
 
@@ -273,7 +273,9 @@ def _slowest(evidence: Evidence, groups: Sequence[Group], times: Phases) -> str:
 
 def _health(evidence: Evidence, drawn: list[Plot]) -> str:
     note = "Loop lag is how late the client's event loop was; CPU is of one core."
-    if not evidence.measured:
+    if any(block.overhead for block in evidence.measured):
+        note += " Late: how late it stamps a first token, calibrated against a built-in echo at the same load."
+    elif not evidence.measured:
         note += " Not calibrated: only a load run is."
-    lag = plots.loop_lag(evidence)
+    lag = timeline.loop_lag(evidence)
     return _section("The client", (_figure([lag], drawn) if lag else "") + tables.health(evidence), note)

@@ -5,23 +5,19 @@ A plot is None where its data was not measured. Its caption says when points wer
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
-from cbatch.report.evidence import Evidence, Floats, Mask, moment
+from cbatch.report.evidence import Evidence, Floats, Mask
 from cbatch.report.figures import Figures, Level
-from cbatch.report.sampling import Line, flow, line, rounded, shares, spread, thin
+from cbatch.report.sampling import Line, line, rounded, shares, thin
 
 DOTS = 2_400  # of one figure, all groups together: as many as a screen shows apart
-BINS = 120  # of time
-PER_INTERVAL = 40  # requests, on average, or a line of medians is noise
-TAILS = ((0.99, "p99", 200), (0.90, "p90", 20))  # the tail that is drawn: of so many requests in an interval or more
 STEPS = 200  # answers up to which a share is drawn as the stairs it is
-CUT_S = 2.0  # a pause between two sessions or blocks that is longer is not drawn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,20 +62,6 @@ class Plot:
     def as_json(self) -> dict[str, Any]:
         """What page.js reads."""
         return {key: value for key, value in asdict(self).items() if key != "captions"}
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """Seconds since the epoch -> seconds of the run, pauses between sessions and blocks left out."""
-
-    origin: float
-    pauses: Floats  # ends of the pauses, since the epoch
-    lengths: Floats  # what is left out of each
-
-    def __call__(self, t: Floats) -> Floats:
-        """The time of the run, in seconds."""
-        before = np.concatenate([[0.0], np.cumsum(self.lengths)])
-        return np.asarray(t - self.origin - before[np.searchsorted(self.pauses, t, side="right")])
 
 
 def groups(evidence: Evidence, figures: Figures, *, trusted: bool = True) -> list[Group]:
@@ -146,135 +128,6 @@ def speed(evidence: Evidence, groups: Sequence[Group]) -> Plot | None:
     )
 
 
-def over_time(evidence: Evidence, groups: Sequence[Group], steady: Sequence[tuple[float, float]]) -> list[Plot]:
-    """First token, requests in flight and tokens/s over the time of the run; `steady` is since the epoch."""
-    sent, ended = evidence.sent_at(), evidence.ended_at()
-    known = ~np.isnan(ended)
-    if not known.any():
-        return []
-    clock = _clock(evidence, sent[known], ended[known])
-    start, end = clock(sent), clock(ended)
-    whole = float(end[known].max())
-    edges = np.linspace(0.0, max(whole, 1e-3), min(BINS, max(12, int(np.sqrt(known.sum()) * 3))) + 1)
-    middles = rounded((edges[1:] + edges[:-1]) / 2)
-    shared: Mapping[str, Any] = {
-        "sync": "time",
-        "x_label": "seconds of the run",
-        "bands": [rounded(clock(np.array(window))) for window in steady],
-        "ticks": _refusals(evidence, clock, sent),
-        "marks": rounded(clock(clock.pauses)),
-    }
-    masks = {number: group.rows & known for number, group in enumerate(groups)}
-    plots = [_first_tokens(evidence, start, whole, masks, shared)]
-    lines = [
-        Series(name="in flight", group=n, x=middles, y=rounded(flow(start[m], end[m], None, edges)))
-        for n, m in masks.items()
-    ]
-    plots.append(
-        Plot(
-            name="in_flight",
-            y_label="requests in flight",
-            series=lines + _asked(evidence, clock),
-            height=150,
-            captions=[
-                "Requests between the send of their last attempt and their end; the mean of each interval."
-                + (" Those of the warm-up are not counted." if evidence.warmup_rows else "")
-            ],
-            **shared,
-        )
-    )
-    tokens, first = evidence.numbers("completion_tokens"), evidence.numbers("ttft_s")
-    writing = end - np.nan_to_num(evidence.numbers("tail_s"))
-    # Without a stream the server's own account says when it was writing; without that it is the whole request.
-    alone = np.fmin(evidence.numbers("server_completion_s"), writing - start)
-    begun = np.where(np.isnan(first), np.where(np.isnan(alone), start, writing - alone), start + first)
-    begun = np.minimum(begun, writing)
-    counted = ~np.isnan(tokens)
-    lines = [
-        Series(name="tokens/s", group=n, x=middles, y=rounded(flow(begun[m], writing[m], tokens[m], edges)))
-        for n, m in ((n, m & counted) for n, m in masks.items())
-    ]
-    if counted.any():
-        plots.append(
-            Plot(
-                name="tokens",
-                y_label="output tokens/s",
-                series=lines,
-                height=170,
-                captions=["All answers together; the tokens of an answer are spread over the time it was written in."],
-                **shared,
-            )
-        )
-    return [plot for plot in plots if plot is not None]
-
-
-def _first_tokens(
-    evidence: Evidence, start: Floats, whole: float, masks: Mapping[int, Mask], shared: Mapping[str, Any]
-) -> Plot | None:
-    ok = evidence.is_("status", "ok")
-    column = "ttft_s" if not np.isnan(evidence.numbers("ttft_s")).all() else "latency_s"
-    values = evidence.numbers(column)
-    have = ok & ~np.isnan(values)
-    if not have.any():
-        return None
-    factor, unit = scale_of(values[have])
-    many = int(have.sum()) // PER_INTERVAL // len(masks)
-    edges = np.linspace(0.0, max(whole, 1e-3), min(BINS // 2, max(6, many)) + 1)
-    middles = rounded((edges[1:] + edges[:-1]) / 2)
-    share = int(have.sum()) / (len(edges) - 1) / len(masks)
-    tail = next((tail for tail in TAILS if share >= tail[2]), TAILS[-1])
-    series, drawn = [], 0
-    for number, mask in masks.items():
-        mine = mask & have
-        if not mine.any():
-            continue
-        x, y = start[mine], values[mine] * factor
-        kept = thin(x, y, DOTS // len(masks))
-        drawn += len(kept)
-        series.append(Series(name="one request", group=number, x=rounded(x[kept]), y=rounded(y[kept]), dots=True))
-        for level, name, least in ((0.5, "median", 3), tail):
-            found = rounded(spread(x, y, edges, level, least))
-            if any(value is not None for value in found):
-                series.append(Series(name=name, group=number, x=middles, y=found, dash=int(name != "median")))
-    what = "time to first token" if column == "ttft_s" else "request"
-    caption = f"Each dot is a request at the moment it was sent{_thinned(drawn, int(have.sum()))}; the lines are the"
-    caption += f" median and the {tail[1]} of each interval that has {tail[2]} requests or more."
-    return Plot(
-        name="ttft",
-        y_label=f"{what}, {unit}",
-        series=series,
-        height=240,
-        y_log=_wide(values[have]),
-        captions=[caption],
-        **shared,
-    )
-
-
-def loop_lag(evidence: Evidence) -> Plot | None:
-    """How late the client's event loop was, at worst, in each interval of the run."""
-    sent, ended = evidence.sent_at(), evidence.ended_at()
-    known = ~np.isnan(ended)
-    parts = [series for series in evidence.series if "loop_lag_s" in series.columns]
-    if not parts or not known.any():
-        return None
-    clock = _clock(evidence, sent[known], ended[known])
-    x = clock(np.concatenate([p.started_at.timestamp() + p.columns["t_s"] - p.every_s / 2 for p in parts]))
-    y = np.concatenate([part.columns["loop_lag_s"] for part in parts]) * 1000
-    here = (x >= 0) & ~np.isnan(y)
-    if here.sum() < 2:
-        return None
-    kept = thin(x[here], y[here], BINS * 5)
-    lag = Series(name="loop lag", group=None, x=rounded(x[here][kept]), y=rounded(y[here][kept]))
-    return Plot(
-        name="loop_lag",
-        x_label="seconds of the run",
-        y_label="loop lag, ms",
-        series=[lag],
-        height=170,
-        captions=["The longest that the event loop was late in each interval."],
-    )
-
-
 def scatter(evidence: Evidence, groups: Sequence[Group], x_column: str, y_column: str) -> Plot | None:
     """A time against a number of tokens, with the line through it: its slope is the time of one token."""
     x, y = evidence.numbers(x_column), evidence.numbers(y_column)
@@ -302,7 +155,7 @@ def scatter(evidence: Evidence, groups: Sequence[Group], x_column: str, y_column
             ends = np.array([xs.min(), xs.max()])
             drawn_line = np.maximum(fitted.base + fitted.slope * ends, 0.0) * factor
             series.append(Series(name="line", group=number, x=rounded(ends), y=rounded(drawn_line)))
-    dots_are = f"Each dot is a request{_thinned(drawn, int(have.sum()))}."
+    dots_are = f"Each dot is a request{thinned(drawn, int(have.sum()))}."
     return Plot(
         name=f"{y_column}_by_{x_column}",
         x_label=f"{kind} tokens",
@@ -343,56 +196,15 @@ def _words(fitted: Line | None, kind: str, x: Floats) -> str:
     return base + per
 
 
-def _thinned(drawn: int, of: int) -> str:
+def thinned(drawn: int, of: int) -> str:
+    """That not all requests are drawn, where it is so."""
     return f" ({drawn:,} of {of:,} are drawn, extremes always: they are rarer than they look)" if drawn < of else ""
 
 
-def _wide(values: Floats) -> bool:
+def is_wide(values: Floats) -> bool:
+    """Whether the values are so far apart that a linear axis would hide most of them."""
     low, high = np.quantile(values, [0.05, 1.0])
     return bool(low > 0 and high > 8 * low)
-
-
-def _clock(evidence: Evidence, sent: Floats, ended: Floats) -> Clock:
-    """Pauses that hold the start of a session or a block are no part of the run; waiting within one is."""
-    order = np.argsort(sent)
-    sent, busy_until = sent[order], np.maximum.accumulate(ended[order])
-    starts = [moment(s["started_at"]).timestamp() for s in evidence.sessions if s.get("started_at")]
-    begins = np.sort(np.array(starts + [block.measured_from for block in evidence.measured]))
-    free_from, free_until = busy_until[:-1], sent[1:]
-    # Sends a little before the stamp of their block are of that block: clocks are rounded to milliseconds.
-    inside = np.searchsorted(begins, free_until + 0.01) > np.searchsorted(begins, free_from)
-    cut = inside & (free_until - free_from > CUT_S)
-    whole = float(busy_until[-1] - sent[0] - (free_until - free_from)[cut].sum())
-    left = 0.01 * whole  # of a pause, so that it is seen
-    lengths = (free_until - free_from)[cut] - left
-    return Clock(float(sent[0]), free_until[cut] - left / 2, np.maximum(lengths, 0.0))
-
-
-def _refusals(evidence: Evidence, clock: Clock, sent: Floats) -> list[float]:
-    found = [np.empty(0)]
-    for series in evidence.series:
-        t, refused = series.columns.get("t_s"), series.columns.get("rate_limited")
-        if t is not None and refused is not None:
-            found.append(series.started_at.timestamp() + t[refused > 0] - series.every_s / 2)
-    if not evidence.series:  # those that were asked again have left no trace
-        refused_rows = evidence.is_("http_status", 429.0) & ~np.isnan(sent)
-        found.append(sent[refused_rows])
-    ticks = np.unique(clock(np.concatenate(found)).round(2))
-    return rounded(ticks[ticks >= 0][:: max(1, len(ticks) // 600)])
-
-
-def _asked(evidence: Evidence, clock: Clock) -> list[Series]:
-    blocks = [block for block in evidence.measured if block.unit == "in flight"]
-    x: list[Any] = []
-    y: list[Any] = []
-    for block in sorted(blocks, key=lambda block: block.started_at):
-        begin, end = rounded(clock(np.array([block.measured_from, block.measured_from + block.measured_s])), 7)
-        if x:  # a gap, or the levels would be one line
-            x.append((x[-1] + begin) / 2)
-            y.append(None)
-        x += [begin, end]
-        y += [block.level, block.level]
-    return [Series(name="asked", group=None, x=x, y=y, dash=2)] if x else []
 
 
 def wall(t: float) -> str:

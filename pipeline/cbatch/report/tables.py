@@ -76,6 +76,9 @@ def waterfall(groups: Sequence[Group], found: Phases) -> str:
         if len(groups) > 1:
             numbers = f"<details><summary>percentiles of each phase</summary>{numbers}</details>"
         out.append(numbers + "</div>")
+    if len(groups) > 1:
+        keys = "".join(f'<span><i class="k-{key}"></i>{WORDS[key]}</span>' for key in found.parts)
+        out.insert(0, f'<div class="legend keys">{keys}</div>')
     return "".join(out)
 
 
@@ -144,12 +147,14 @@ def _slowest(evidence: Evidence, groups: Sequence[Group], found: Phases, among: 
     rows = evidence.rows.select(columns).take(chosen.tolist()).to_pylist()
     sent = evidence.numbers("started_at")
     longest = float(found.whole[chosen].max(initial=0.0)) or 1.0
-    several = len(groups) > 1
+    several, again = len(groups) > 1, any(row["sample"] for row in rows)
     keys = [key for key, values in found.parts.items() if (values[chosen] > 5e-7).any()]
     lines = []
     for row, place in zip(rows, chosen.tolist(), strict=True):
         parts = {key: float(found.parts[key][place]) for key in keys}
-        about = [escape(str(row.get("id"))) + (f", sample {row['sample']}" if row["sample"] else "")]
+        about = [escape(str(row.get("id")))]
+        if again:
+            about.append(_count(row["sample"]))
         if several:
             about.append(escape(next(group.name for group in groups if group.rows[place])))
         lines.append(
@@ -164,9 +169,9 @@ def _slowest(evidence: Evidence, groups: Sequence[Group], found: Phases, among: 
             )
         )
     marks = [f'<i class="key-mark k-{key}"></i>{SHORT[key]}' for key in keys]
-    head = ["id", *(["group"] if several else []), "time", "", *marks]
+    head = ["id", *(["sample"] if again else []), *(["group"] if several else []), "time", "", *marks]
     head += ["tokens in", "out", "attempts", "sent, UTC", "server's id"]
-    return table(head, [Body("", lines)], texts=(0, 1, len(head) - 1) if several else (0, len(head) - 1))
+    return table(head, [Body("", lines)], texts=(0, head.index("time") - 1 if several else 0, len(head) - 1))
 
 
 def _count(value: int | None) -> str:
@@ -181,7 +186,7 @@ def health(evidence: Evidence) -> str:
         level = {"in flight": "in flight", "requests/s": "requests/s"}[blocks[0].unit]
         rows = [_block(block) for block in blocks[:MOST_BLOCKS]]
         head = ("block", level, "really in flight", "starved", "loop lag p50", "p99", "max")
-        parts.append(table((*head, "CPU", "late by p50", "p99"), [Body("", rows)]))
+        parts.append(table((*head, "CPU", "late p50", "p99"), [Body("", rows)]))
         parts.append(_calibration(blocks))
     else:
         rows = []

@@ -102,7 +102,7 @@
     };
   }
 
-  // What is under the pointer: of each line the nearest value, and the one dot that is near.
+  // What is under the pointer: the value of each line, and the one dot that is near.
   function tooltip(plot) {
     const box = document.createElement("div");
     box.className = "tip";
@@ -126,9 +126,8 @@
               if (!u.series[k + 1].show || !s.x.length) return;
               const x = u.posToVal(left, "x");
               if (!s.dots) {
-                const i = nearest(s.x, x);
-                const away = Math.abs(u.valToPos(s.x[i], "x") - left);
-                if (s.y[i] != null && away < 30) rows.push(row(s, s.x[i], s.y[i]));
+                const y = at(s, x);
+                if (y !== null) rows.push(row(s, x, y));
                 return;
               }
               const from = below(s.x, u.posToVal(left - 14, "x")), to = below(s.x, u.posToVal(left + 14, "x"));
@@ -158,9 +157,11 @@
     }
     return low;
   }
-  function nearest(sorted, x) {
-    const i = Math.min(below(sorted, x), sorted.length - 1);
-    return i > 0 && x - sorted[i - 1] < sorted[i] - x ? i - 1 : i;
+  // The value of a line, as it is drawn between two points; null outside of it and in a gap.
+  function at({ x: xs, y: ys }, x) {
+    const i = below(xs, x);
+    if (i === 0 || i === xs.length || ys[i] === null || ys[i - 1] === null) return null;
+    return ys[i - 1] + ((ys[i] - ys[i - 1]) * (x - xs[i - 1])) / (xs[i] - xs[i - 1]);
   }
 
   function drawn(plot, all, last) {
@@ -235,7 +236,7 @@
       if (group !== undefined) item.dataset.number = group;
       place.append(item);
     };
-    const several = data.groups.length > 1;
+    const several = data.groups.length > 1 && plots.some((p) => p.series.some((s) => s.group !== null));
     if (several) data.groups.forEach((group, n) => entry("square", of(n), group, n));
     const kinds = ["line", "line dashed", "line dotted"];
     for (const { series, bands, ticks, marks } of plots) {
