@@ -68,10 +68,16 @@ def health(
         starved_share=sum(block.starved_s for block in blocks) / measured_s if measured_s else None,
         speed_ratio=_speed_ratio(evidence, part) if client and server else None,
         tainted_share=float(tainted.mean()) if len(tainted) else None,
-        cut_share=float(cut.mean()) if len(cut) else None,
+        cut_share=float(cut.mean()) if len(cut) and not _is_planned(evidence) else None,
         sched_lag_p99_s=lag.p99 if lag else None,
         drifts=_drifts(evidence, part, sent, spreads, tests),
     )
+
+
+def _is_planned(evidence: Evidence) -> bool:
+    """Whether answers are to end by length: a load run with a limit in tokens measures answers of that length."""
+    params = evidence.info.get("job", {}).get("params") or {}
+    return evidence.load is not None and isinstance(params.get("max_completion_tokens"), int)
 
 
 def _delivered(part: Group, in_flight: float | None) -> float | None:
