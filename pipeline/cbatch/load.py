@@ -94,6 +94,7 @@ class LoadRun(Run):
         self._stages: Stages
         self._stage: Stage | None = None
         self._search: list[dict[str, Any]] = []
+        self._asked: dict[str, Iterator[Prompt]] = {}
         if turns is not None:
             turns.join(self)
 
@@ -223,7 +224,17 @@ class LoadRun(Run):
         except CbatchError as exc:
             self.stop(exc)
 
-    def prompts(self, model: str) -> Iterator[Prompt]:
+    def prompts_of_block(self, model: str) -> Iterator[Prompt]:
+        """The prompts of the next block.
+
+        In turns with another job every block asks the same ones, for they are compared in pairs. Else they go on
+        where the last block ended: what was asked a minute ago would be answered from the server's cache.
+        """
+        if self._turns is not None or model not in self._asked:
+            self._asked[model] = self._prompts(model)
+        return self._asked[model]
+
+    def _prompts(self, model: str) -> Iterator[Prompt]:
         """The input from its beginning, again and again; `sample` counts how often a prompt was asked."""
         while True:
             for place, prompt in enumerate(self._source.prompts(self._survey, (model,))):
@@ -333,7 +344,7 @@ class _Block:
         self.workers = load.max_in_flight if self._open else int(stage.level)
         if self._open and self._most is not None:
             self.workers = min(self.workers, self._most)
-        self._prompts = run.prompts(stage.model)
+        self._prompts = run.prompts_of_block(stage.model)
         self._issued = 0
         self._flying_s = 0.0  # on the wire in the measured window, summed over requests
         needed = {*_ALWAYS, *(gate.metric for gate in gates_of(load))} & _NUMBERS.keys()
@@ -370,7 +381,7 @@ class _Block:
         self._warming -= self._warming > 0
         if measured:
             if not self._issued:
-                self._prompts = self._run.prompts(self._stage.model)  # every block measures the same ones
+                self._prompts = self._run.prompts_of_block(self._stage.model)
                 if not self._open:
                     self._from = now
                     self._start_measuring()

@@ -44,18 +44,18 @@ def events(body: bytes) -> Iterator[tuple[bytes, bytes, int]]:
     if b"\r" in body or body.startswith(_BOM):  # never inside of JSON, where they are escaped
         yield from _events_by_line(body)
         return
-    end = 0
+    at = 0
     for block in body.split(b"\n\n"):
-        end += len(block)
         if block.startswith(b"data:") and b"\n" not in block:
-            yield b"", block[5:].strip(b" "), end
+            yield b"", block[5:].strip(b" "), at + len(block)
         elif block:
-            yield from ((name, data, end) for name, data, _ in _events_by_line(block))
-        end += 2
+            yield from ((name, data, at + end) for name, data, end in _events_by_line(block))
+        at += len(block) + 2
 
 
 def _events_by_line(body: bytes) -> Iterator[tuple[bytes, bytes, int]]:
-    name, data, end = b"", [], 0
+    name, end = b"", 0
+    data: list[bytes] = []
     at = len(_BOM) if body.startswith(_BOM) else 0
     while at < len(body):
         match = _LINE.match(body, at)
@@ -221,14 +221,17 @@ class _Calls:
     def __init__(self) -> None:
         self._calls: dict[int, dict[str, Any]] = {}
         self._arguments: dict[int, list[str]] = {}
+        self._by_id: dict[str, int] = {}  # of those without an index
 
     def add(self, pieces: object) -> int:
         """Take the pieces of one chunk; returns how many characters they have."""
         characters = 0
-        for position, piece in enumerate(pieces if isinstance(pieces, list) else ()):
+        if not isinstance(pieces, list):
+            return 0
+        for position, piece in enumerate(pieces):
             if not isinstance(piece, dict):
                 continue
-            place = self._place(piece, position)
+            place = self._place(piece, position if len(pieces) > 1 else len(self._calls) - 1)
             call = self._calls.setdefault(place, {})
             for key, value in piece.items():
                 if key not in ("index", "function") and value is not None:
@@ -252,14 +255,13 @@ class _Calls:
         check_storable(found)
         return found
 
-    def _place(self, piece: dict[str, Any], position: int) -> int:
+    def _place(self, piece: dict[str, Any], otherwise: int) -> int:
         """Which call a piece belongs to; where no index says so, a new id is a new call."""
         if isinstance(index := piece.get("index"), int):
             return index
-        known = [place for place, call in self._calls.items() if call.get("id") == piece.get("id")]
-        if piece.get("id") is None:
-            return max(position, len(self._calls) - 1)
-        return known[0] if known else len(self._calls)
+        if (name := text_of(piece.get("id"))) is None:
+            return max(otherwise, 0)
+        return self._by_id.setdefault(name, len(self._calls))
 
 
 def _error(chunk: dict[str, Any], reply: Reply) -> APIError:

@@ -17,6 +17,7 @@ from cbatch.compare import machine, text
 from cbatch.compare.gates import parse
 from cbatch.compare.runs import compare
 from cbatch.compare.sides import load
+from cbatch.compare.stats import repeats_needed
 from cbatch.compare.unlike import ALLOWED, UnlikeRuns, allowed
 from cbatch.compare.verdict import Comparison, Line
 from cbatch.errors import JobError
@@ -99,7 +100,12 @@ def test_an_undecided_gate_says_how_many_repeats_decide_and_fails_only_where_str
     assert outcomes(found) == {GATE: "INCONCLUSIVE"}
     assert [found.exit_code(strict=strict) for strict in (False, True)] == [0, 5]
     (said,) = [one for one in text.lines(found) if one.startswith("INCONCLUSIVE server")]
-    assert "more repeats a side would decide" in said
+    change = line_of(found, "server_tokens_per_s").difference.change
+    assert change is not None
+    assert change.noise is not None
+    needed = repeats_needed(change.noise, change.point - math.log(0.97))
+    assert needed is not None
+    assert said.endswith(f": {needed - 6} more repeats a side would decide, if the change stays")
 
 
 def test_single_runs_say_that_drift_is_not_covered_and_fail_only_beyond_it(tmp_path: Path) -> None:
@@ -289,6 +295,21 @@ def test_refusals_that_were_retried_are_counted(tmp_path: Path) -> None:
     found = judged([a, b], "rate_limited > +1pt")
     assert outcomes(found) == {"rate_limited > +1pt": "FAIL"}
     assert line_of(found, "rate_limited").difference.b == pytest.approx(60 / 720)
+
+
+def test_cut_answers_are_a_share_of_answers(tmp_path: Path) -> None:
+    """Half of B failed, some of it after a cut answer: what is left was cut as often as in A."""
+
+    def cut(row: dict[str, Any], n: int) -> None:
+        row["finish_reason"] = "length" if n % 2 else "stop"
+
+    a = made_batch(tmp_path / "a", rows=60, change=cut).path
+    b = made_batch(tmp_path / "b", rows=60, block=MadeBlock(failed=30), change=cut).path
+    found = judged([a, b])
+    counts = [side.counts["finish_length"] for side in (found.pairs[0].a, found.pairs[0].b)]
+    assert counts[0] == (30, 60)
+    assert counts[1][1] == 30
+    assert 0 < counts[1][0] < 30
 
 
 def test_failures_that_came_together_are_said_to(tmp_path: Path) -> None:

@@ -134,6 +134,15 @@ def test_a_history_predicts_the_next_run_95_times_in_100() -> None:
     assert 15 <= out <= 47
 
 
+def test_intervals_of_a_history_are_wider_than_its_spread() -> None:
+    """One more run: sd x sqrt(1 + 1/n). Two runs of it against each other: sd x sqrt(2). t(0.975, 9) = 2.2622."""
+    changes = np.linspace(-0.03, 0.03, 10)
+    sd = float(np.std(changes, ddof=1))
+    found = stats.predicted(changes)
+    assert found.high - found.point == pytest.approx(2.2622 * sd * math.sqrt(1.1), rel=1e-4)
+    assert stats.run_allowance(changes) == pytest.approx(2.2622 * sd * math.sqrt(2), rel=1e-4)
+
+
 @pytest.mark.parametrize(("a", "b", "distance"), [(0.0, 0.0, -0.01), (0.02, 0.03, 0.01)])
 def test_so_many_requests_as_are_said_to_be_needed_do_decide(a: float, b: float, distance: float) -> None:
     """With the shares as they were seen, the interval then excludes the threshold."""
