@@ -77,7 +77,7 @@ def read_completion(reply: Reply) -> Completion:
     check_storable(calls)
     return Completion(
         text=text_of(message.get("content")),
-        reasoning=text_of(message.get("reasoning")) or text_of(message.get("reasoning_content")),
+        reasoning=text_of(message.get("reasoning")) or text_of(message.get("reasoning_content")) or None,
         tool_calls=calls if isinstance(calls, list) and calls else None,
         finish_reason=text_of(choice.get("finish_reason")),
         usage=read_usage(answer.get("usage")),

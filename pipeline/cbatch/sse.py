@@ -141,7 +141,7 @@ def read_stream(reply: Reply) -> Completion:
     tool_calls = calls.whole()
     return Completion(
         text="".join(text) if text or not tool_calls else None,
-        reasoning="".join(reasoning) if reasoning else None,
+        reasoning="".join(reasoning) or None,
         tool_calls=tool_calls or None,
         finish_reason=finish_reason,
         usage=read_usage(last.get("usage")),

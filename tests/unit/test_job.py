@@ -143,6 +143,25 @@ def test_the_body_holds_what_was_given_and_nothing_else() -> None:
     assert list(inner) == ["z", "a"]
 
 
+@pytest.mark.parametrize(
+    ("params", "travel"),
+    [
+        pytest.param({}, {}, id="in one piece"),
+        pytest.param({"stream": False}, {}, id="no stream"),
+        pytest.param({"stream": True}, {"stream": True}, id="a stream"),
+        pytest.param(
+            {"stream": True, "stream_options": {"include_usage": True}},
+            {"stream": True, "stream_options": {"include_usage": True}},
+            id="a stream with options",
+        ),
+        pytest.param({"stream_options": {"include_usage": True}}, {}, id="options without a stream are not sent"),
+    ],
+)
+def test_how_an_answer_travels_is_no_part_of_the_body(params: dict[str, Any], travel: dict[str, Any]) -> None:
+    made = job(params={"seed": 1, **params})
+    assert (made.params.body(), made.params.travel()) == ({"seed": 1}, travel)
+
+
 def test_either_name_of_the_completion_limit_counts() -> None:
     assert job(params={"max_tokens": 5}).params.completion_limit == 5
     assert job(params={"max_completion_tokens": 6}).params.completion_limit == 6

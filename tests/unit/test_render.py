@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,8 +56,51 @@ def test_the_body_has_the_model_the_messages_the_params_and_nothing_else() -> No
     }
 
 
-def test_stream_is_how_an_answer_travels_and_not_part_of_the_body() -> None:
-    assert render("x", {}, params={"stream": False}) == render("x", {})
+@pytest.mark.parametrize("prompt", ["x", {"messages": "m"}, {"body": "b"}], ids=["a template", "messages", "a body"])
+def test_stream_is_sent_and_no_part_of_what_is_asked(prompt: Any) -> None:
+    """Neither the digest nor the estimate of tokens knows of it: the answer is the same, whole or in pieces."""
+    fields = {"m": TURNS, "b": {"messages": TURNS}}
+    options = {"include_usage": True}
+    plain = render(prompt, fields)
+    for params in ({"stream": False}, {"stream_options": options}, {"stream": False, "stream_options": options}):
+        assert render(prompt, fields, params=params) == plain
+    streamed = render(prompt, fields, params={"stream": True, "stream_options": options})
+    assert json.loads(streamed.body) == {**json.loads(plain.body), "stream": True, "stream_options": options}
+    assert replace(streamed, body=plain.body) == plain
+
+
+def test_a_streamed_body_takes_a_limit_like_any_other() -> None:
+    made = render("x", {}, params={"stream": True, "temperature": 0})
+    assert json.loads(made.with_limit(50)) == {**json.loads(made.body), "max_completion_tokens": 50}
+
+
+@pytest.mark.parametrize(
+    ("own", "params", "sent"),
+    [
+        pytest.param({"stream": True}, {}, {"stream": True}, id="a row asks for a stream"),
+        pytest.param(
+            {"stream": True, "stream_options": {"a": 1}},
+            {},
+            {"stream": True, "stream_options": {"a": 1}},
+            id="with options",
+        ),
+        pytest.param({"stream": False}, {"stream": True}, {}, id="a row that wants none"),
+        pytest.param({"stream": None}, {"stream": True}, {"stream": True}, id="a null in a row says nothing"),
+        pytest.param(
+            {"stream_options": {"a": 1}},
+            {"stream": True, "stream_options": {"b": 1}},
+            {"stream": True, "stream_options": {"a": 1}},
+            id="a row with its own options",
+        ),
+        pytest.param({"stream_options": {"a": 1}}, {}, {}, id="options without a stream"),
+    ],
+)
+def test_a_row_with_a_body_may_have_its_own_way_to_travel(
+    own: dict[str, Any], params: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    made = render({"body": "b"}, {"b": {"messages": TURNS, **own}}, params=params)
+    assert json.loads(made.body) == {"model": MODEL, "messages": TURNS, **sent}
+    assert made.digest == render({"body": "b"}, {"b": {"messages": TURNS}}).digest
 
 
 def test_the_properties_of_a_schema_stay_in_the_order_the_user_wrote() -> None:
@@ -242,7 +286,6 @@ def test_a_body_with_the_old_name_of_the_limit_is_not_sent_with_both() -> None:
     [
         pytest.param({}, "column 'b' is not a request body; read an empty dict", id="nothing"),
         pytest.param({"temperature": 0}, "the body has no messages", id="no messages"),
-        pytest.param({"messages": TURNS, "stream": True}, "the body asks for a stream", id="a stream"),
         pytest.param({"messages": TURNS, "n": 2}, "the body asks for more than one answer", id="several answers"),
         pytest.param([1], "column 'b' is not a request body; read list", id="a list"),
         pytest.param({"messages": TURNS, "x": 2**70}, "cannot be written as JSON", id="a number of 71 bits"),
