@@ -74,7 +74,7 @@ def test_init_writes_a_job_that_runs_as_it_is(tmp_path: Path) -> None:
     assert "exists already" in again.stderr
 
 
-COMMANDS = ("", "run", "plan", "status", "report", "verify", "init", "schema", "models", "ping", "sim")
+COMMANDS = ("", "run", "plan", "status", "report", "compare", "verify", "init", "schema", "models", "ping", "sim")
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c or "cbatch")

@@ -16,10 +16,11 @@ from typing import Any
 from cbatch.client import Client, Endpoint, connect
 from cbatch.errors import APIError
 
-LONGEST_S = 1.0  # an answer of the echo, however slow the server was
 CHUNKS = 10  # of an answer
 ROUNDS, LEAST, MOST = 4, 100, 4_000  # answers of a calibration: so many rounds of the concurrency, between these
 TIME_S = 2.0  # and no longer than this
+ANSWER_S = TIME_S / (ROUNDS + 2)  # so an answer of the echo takes no longer, however slow the server was
+OTHER_FILES = 100  # that may be open: the journal, parts, the standard streams
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 _TEXT = b'data: {"choices":[{"delta":{"content":"echo "},"index":0}],"model":"echo"}\n\n'
 _LAST = (
@@ -32,8 +33,10 @@ async def overhead(in_flight: int, ttft_s: float, generation_s: float) -> dict[s
     """{"p50", "p99", "max", "n"}: the client's part of the time to first token, in seconds.
 
     `in_flight` requests at a time to an echo whose first token comes after `ttft_s` and whose last one
-    `generation_s` later. None where nothing was answered.
+    `generation_s` later. None where nothing was answered, or so many files may not be open.
     """
+    if not _fits(in_flight):
+        return None
     late: list[float] = []
     left = min(max(ROUNDS * in_flight, LEAST), MOST) + in_flight
     body = b'{"messages":[{"role":"user","content":"calibrate"}],"model":"echo","stream":true}'
@@ -52,18 +55,30 @@ async def overhead(in_flight: int, ttft_s: float, generation_s: float) -> dict[s
                 late.append(max(answer.stream.first - sent - answer.time_info.queue_s, 0.0))
             connecting = False
 
-    async with (
-        _echo(min(ttft_s, LONGEST_S), min(generation_s, LONGEST_S)) as url,
-        connect(Endpoint(base_url=url)) as api,
-    ):
-        with suppress(TimeoutError):
-            async with asyncio.timeout(TIME_S), asyncio.TaskGroup() as group:
-                for _ in range(min(in_flight, left)):
-                    group.create_task(worker(api))
+    faster = min(1.0, ANSWER_S / max(ttft_s + generation_s, 1e-9))  # which only makes the client busier
+    with suppress(TimeoutError, OSError):
+        async with (
+            _echo(ttft_s * faster, generation_s * faster) as url,
+            connect(Endpoint(base_url=url)) as api,
+            asyncio.timeout(TIME_S),
+            asyncio.TaskGroup() as group,
+        ):
+            for _ in range(min(in_flight, left)):
+                group.create_task(worker(api))
     if not late:
         return None
     late.sort()
     return {"p50": late[len(late) // 2], "p99": late[int(0.99 * len(late))], "max": late[-1], "n": len(late)}
+
+
+def _fits(in_flight: int) -> bool:
+    """Whether there may be so many connections with both their ends, beside those of the run."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return True
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft == resource.RLIM_INFINITY or 3 * in_flight + OTHER_FILES <= soft
 
 
 class _Echo(asyncio.Protocol):

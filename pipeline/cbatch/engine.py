@@ -188,6 +188,11 @@ class Run:
     async def _take_stock(self, source: Source, survey: Survey, endpoint_said: str | None) -> None:
         """Find out what the folder already holds of this job. Raises JobError if it is another's."""
         job = self.job
+        if self._journal.get("load") is not None:
+            raise JobError(
+                f"{self.folder.path}: holds a load run, and this job is a batch",
+                hint="--output DIR starts beside it; --fresh deletes it and starts over",
+            )
         self.progress.total = survey.rows * len(job.model) * job.samples
         self.progress.left_by_model = dict.fromkeys(job.model, survey.rows * job.samples)
         self._resume = Resume(job, self._journal, self._renderers, self._options)
@@ -219,6 +224,10 @@ class Run:
     def _more_to_do(self) -> bool:
         """Whether more is to be sent than was begun."""
         return False
+
+    def _judged(self) -> tuple[int, int]:
+        """How many of how many requests failed, for `fail_if`."""
+        return self.progress.failed, self.progress.total
 
     def _more_info(self) -> dict[str, Any]:
         """What run.json says beside what it says of every run."""
@@ -546,7 +555,7 @@ class Run:
         outages = fleet.outages() if fleet else (0, 0.0)
         left = progress.total - progress.done - progress.failed
         error = self._error if isinstance(self._error, CbatchError) else None
-        if not left and isinstance(error, BudgetReached):  # it came with the last answers
+        if not left and not self._more_to_do and isinstance(error, BudgetReached):  # it came with the last answers
             error = None
         if left > 0 and error is None and not progress.draining:
             error = RunStopped(
@@ -554,7 +563,7 @@ class Run:
                 hint="run the same line again: what was answered is known",
             )
         state: Literal["finished", "interrupted", "stopped"] = "finished"
-        exit_code = 3 if self.job.fail_if.says_no(progress.failed, progress.total) else 0
+        exit_code = 3 if self.job.fail_if.says_no(*self._judged()) else 0
         if error is not None:
             state, exit_code = "stopped", error.exit_code
         elif (left or self._more_to_do) and self._signal is not None:

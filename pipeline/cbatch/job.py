@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -27,6 +29,7 @@ TRAVEL_FIELDS = ("stream", "stream_options")  # how an answer travels: no part o
 COUNT = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?)\s*([kKmM]?)")
 PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]+)?)\s*%")
 RANGE = re.compile(r"([0-9]{1,6})\s*(?:\.\.|-)\s*([0-9]{1,6})")
+RATES = re.compile(r"([0-9]{1,6}(?:\.[0-9]+)?)\s*(?:\.\.|-)\s*([0-9]{1,6}(?:\.[0-9]+)?)")
 TIME = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?)\s*(s|min|m|h|d)?")
 FAIL_IF = re.compile(r"\s*errors\s*>\s*([0-9]{1,15}(?:\.[0-9]+)?)\s*(%?)\s*")
 _SHARD = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
@@ -358,6 +361,22 @@ class Timeouts(Part):
     total_s: Seconds = 180.0  # a whole answer; 40,000 tokens take 40 s on the slowest model
 
 
+def _levels(key: str, value: object, form: re.Pattern[str]) -> list[float] | tuple[float, ...]:
+    """A number as a list of one, a range as a pair; numbers of `rate` as floats."""
+    number: Callable[[Any], float] = int if key == "concurrency" else float
+    if isinstance(value, str) and (match := form.fullmatch(value.strip())):
+        return number(match[1]), number(match[2])
+    values = value if isinstance(value, list | tuple) else [value]
+    for one in values:
+        if type(one) is not int and type(one) is not number:
+            kind = "a whole number" if number is int else "a number"
+            raise ValueError(f"{key}: read {json.dumps(one, default=str)}; accepted: {kind}, a list of them, or 1..256")
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"{key}: read {values}; accepted: at least one number, and none twice; see load.repeats")
+    made = [number(one) for one in values]
+    return tuple(made) if isinstance(value, tuple) else made
+
+
 class Load(Part):
     """A benchmark: the prompts are asked again and again, in blocks of one load each.
 
@@ -387,45 +406,46 @@ class Load(Part):
         if not isinstance(value, dict):
             return value
         given = {k: v for k, v in value.items() if v is not None}
-        for key in ("concurrency", "rate"):
-            one = given.get(key)
-            if isinstance(one, str) and (match := RANGE.fullmatch(one.strip())):
-                given[key] = (int(match[1]), int(match[2]))
-            elif isinstance(one, int | float | str) and not isinstance(one, bool):
-                given[key] = [one]
-        if isinstance(given.get("rate"), list | tuple):
-            given["rate"] = type(given["rate"])(float(r) if type(r) is int else r for r in given["rate"])
+        for key, form in (("concurrency", RANGE), ("rate", RATES)):
+            if key in given:
+                given[key] = _levels(key, given[key], form)
         if isinstance(given.get("slo"), str):
             given["slo"] = [given["slo"]]
         if type(given.get("speed")) is int:
             given["speed"] = float(given["speed"])
         return given
 
+    @field_serializer("concurrency", "rate")
+    def _as_written(self, value: list[float] | tuple[float, float] | None) -> list[float] | str | None:
+        return f"{value[0]:g}..{value[1]:g}" if isinstance(value, tuple) else value
+
     @model_validator(mode="after")
     def _check(self) -> Load:
-        for key, most in (("concurrency", 20_000), ("rate", 100_000)):
+        for key, least, most in (("concurrency", 1, 20_000), ("rate", 0.001, 100_000)):
             values = getattr(self, key)
             if values is None:
                 continue
-            if not values or any(not (1 if key == "concurrency" else 0.001) <= one <= most for one in values):
-                raise ValueError(f"{key}: {list(values)} is not made of numbers up to {most:,}")
+            for one in values:
+                if not least <= one <= most:
+                    raise ValueError(f"{key}: {one:g} is not a number from {least:g} to {most:,}")
             if isinstance(values, tuple) != (self.mode == "search"):
                 wanted = "a range such as 1..256" if self.mode == "search" else "a number or a list of them"
-                raise ValueError(f"{key}: mode {self.mode} takes {wanted}")
+                said = f"{values[0]:g}..{values[1]:g}" if isinstance(values, tuple) else f"{values}"
+                raise ValueError(f"{key}: read {said}; accepted in mode {self.mode}: {wanted}")
             if isinstance(values, tuple) and values[0] >= values[1]:
                 raise ValueError(f"{key}: {values[0]:g}..{values[1]:g} is no range to search in")
-        needed, excluded = {
-            "closed": ((), ("rate", "of", "slo")),
-            "open": (("rate",), ("concurrency", "of", "slo")),
-            "search": (("slo",), ("of",)),
-            "replay": (("of",), ("rate", "concurrency", "slo", "duration_s")),
-        }[self.mode]
-        for key in needed:
-            if not getattr(self, key):
+        used = _USED[self.mode]
+        if self.mode == "search" and self.rate is None:
+            used = used - {"arrival", "seed", "max_in_flight"}
+        for key in ("rate", "slo", "of"):
+            if key in _NEEDED[self.mode] and not getattr(self, key):
                 raise ValueError(f"{key}: mode {self.mode} needs it")
-        for key in excluded:
-            if getattr(self, key):
-                raise ValueError(f"{key}: does not go with mode {self.mode}")
+        for key in type(self).model_fields:
+            if key not in used and getattr(self, key) != type(self).model_fields[key].get_default(
+                call_default_factory=True
+            ):
+                over = " over concurrency" if self.mode == "search" and key in _USED["search"] else ""
+                raise ValueError(f"{key}: does not go with mode {self.mode}{over}")
         if self.mode == "search" and self.rate and self.concurrency:
             raise ValueError("rate: a search goes over concurrency or over rate, not over both")
         for text in self.slo:
@@ -434,6 +454,17 @@ class Load(Part):
             except ValueError as exc:
                 raise ValueError(f"slo: {exc}") from None
         return self
+
+
+_EVERY = {"mode", "requests", "calibrate"}
+_TIMED = _EVERY | {"warmup_s", "duration_s"}
+_USED = {
+    "closed": _TIMED | {"concurrency", "repeats"},
+    "open": _TIMED | {"rate", "arrival", "seed", "max_in_flight", "repeats"},
+    "search": _TIMED | {"concurrency", "rate", "slo", "arrival", "seed", "max_in_flight"},
+    "replay": _EVERY | {"of", "speed", "max_in_flight", "repeats"},
+}
+_NEEDED = {"closed": (), "open": ("rate",), "search": ("slo",), "replay": ("of",)}
 
 
 class Results(Part):
@@ -528,8 +559,10 @@ class Job(Part):
                 raise ValueError(f"gates: {exc}") from None
         if self.load is not None and self.samples != 1:
             raise ValueError("samples: a load run asks its prompts again and again; use load.repeats or load.requests")
-        if self.load is not None and self.load.mode == "replay" and len(self.model) > 1:
-            raise ValueError("model: a replay goes to one model")
+        if self.load is not None and self.load.mode in ("replay", "search") and len(self.model) > 1:
+            raise ValueError(f"model: a {self.load.mode} goes to one model, and here are {len(self.model)}")
+        if self.load is not None and self.retry.hedge is not None:
+            raise ValueError("retry.hedge: a load run asks what it was told to ask, and nothing twice")
         if len(set(self.model)) != len(self.model):
             raise ValueError("model: the same model twice; use `samples: N` for more answers per prompt")
         if "@" in self.endpoint:  # first of all checks: what follows quotes the address

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from typing import TypeGuard, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -23,6 +24,10 @@ _FORMS: dict[tuple[str, ...], str] = {
     ("params", "tool_choice"): "text, or a mapping",
     ("params", "stop"): "text, or a list of text",
     ("results", "carry"): "a column's name, or a list of them",
+    ("input", "synthetic", "tokens"): "a whole number, or a list of them",
+    ("load",): "a mapping with mode, concurrency, rate, …",
+    ("load", "slo"): "text like 'ttft_s p95 < 0.5', or a list of them",
+    ("gates",): "text like 'ttft_s p95 < 0.5', or a list of them",
     ("fail_if",): "text like 'errors > 1%' or 'errors > 10'",
 }
 _KINDS: dict[str, str] = {
@@ -112,17 +117,22 @@ def _elsewhere(name: str) -> list[str]:
     """Where else in job.yaml a key of this name is accepted."""
     return [
         f"{section}.{name}"
-        for section in ("params", "input", "limits", "retry", "timeouts", "results", "prompt")
+        for section in ("params", "input", "limits", "retry", "timeouts", "results", "prompt", "load")
         if name in accepted((section,))
     ][:1]
+
+
+def _is_section(annotation: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def accepted(keys: tuple[object, ...]) -> list[str]:
     """The keys accepted in the mapping at `keys`."""
     model: type[BaseModel] = Job
     for key in keys:
-        inner = model.model_fields[str(key)].annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        annotation = model.model_fields[str(key)].annotation
+        inner = next((one for one in (annotation, *get_args(annotation)) if _is_section(one)), None)
+        if inner is None:
             return []
         model = inner
     names = [name for name in model.model_fields if (model, name) not in ((Job, "folder"), (Job, "places"))]

@@ -25,7 +25,7 @@ from cbatch.errors import CbatchError, JobError, JournalError
 from cbatch.fleet import Fleet
 from cbatch.journal import Writer, key_of
 from cbatch.ledger import Ledger, Unknown, unknown
-from cbatch.loadplan import SEARCH_S, Stage, Stages, arrivals, gates_of, judge, stages
+from cbatch.loadplan import SEARCH_S, Stage, Stages, arrivals, end_of, gates_of, judge, span, stages
 from cbatch.meter import Lags, Meter
 from cbatch.resume import Work, recipe
 from cbatch.schema import COLUMN_INDEX, COLUMNS, Prompt, Record, Timeline
@@ -342,6 +342,7 @@ class LoadRun(Run):
             found = await calibrate.overhead(in_flight, first, rest)
             for block in blocks:
                 block["overhead_s"] = found
+                block["times_s"] = None
         self._writer.set("load", self._mine | {"blocks": self._blocks})
 
 
@@ -374,12 +375,19 @@ class _Block:
         # Where blocks are counted and not timed, so is the warm-up: once around, for connections and caches.
         self._warming = 0 if self._open or self._duration_s or load.warmup_s is not None else int(stage.level)
         self._warmup_s = load.warmup_s if load.warmup_s is not None else 0.0 if self._warming else WARMUP_S
+        self._window_s = self._duration_s  # None: as long as it takes
+        self._times: Iterator[float] | None = None
         if load.mode == "replay":
-            self._warmup_s = 0.0
-            self._level = round(len(offsets) / max(offsets[-1] / stage.level, 1e-3), 3)
-            self._times: Iterator[float] | None = iter([offset / stage.level for offset in offsets])
-        else:
-            self._times = arrivals(load, stage.level, number) if self._open else None
+            self._most = min(self._most or len(offsets), len(offsets))
+            times = [offset / stage.level for offset in offsets[: self._most]]
+            self._times, self._warmup_s = iter(times), 0.0
+            self._window_s = span(times)
+            self._level = round(len(times) / self._window_s, 3)
+        elif self._open:
+            self._times = arrivals(load, stage.level, stage.repeat)
+            if self._most is not None:
+                counted = end_of(arrivals(load, stage.level, stage.repeat), self._warmup_s, self._most)
+                self._window_s = min(counted - self._warmup_s, self._duration_s or counted)
         self.workers = load.max_in_flight if self._open else int(stage.level)
         if self._open and self._most is not None:
             self.workers = min(self.workers, self._most)
@@ -388,44 +396,50 @@ class _Block:
         self._flying_s = 0.0  # on the wire in the measured window, summed over requests
         needed = {*_ALWAYS, *(gate.metric for gate in gates_of(load))} & _NUMBERS.keys()
         self._values: dict[str, array[float]] = {name: array("d") for name in needed}
-        self._requests = self._failed = 0
-        self._last_due = 0.0
-        self._ended: float | None = None  # when the last request was sent, or due
+        self._requests = self._failed = self._in_time = 0
+        self._has_begun = False
+        self.ended: float | None = None  # when the measured window was over, or is going to be
+        self._timer: asyncio.TimerHandle | None = None
         self._lags: Lags | None = None
         self._starved_s = 0.0
         self._cpu_s: float | None = None
+        self._begin()
 
-    def begin(self) -> None:
-        """The block starts now."""
+    def _begin(self) -> None:
+        """The block starts now: when its first request is asked for, so nothing that is written before delays it."""
         run = self._run
         self._begun = run.clock()
         self._from = self._begun + self._warmup_s
-        self._until = self._from + self._duration_s if self._duration_s else float("inf")
+        self._until = self._from + self._window_s if self._window_s else float("inf")
         self._wall = run.wall(self._begun)
-        self._refused = run.progress.activity.rate_limited
-        if self._open:  # requests are taken before they are due: the window goes by the clock
-            self._timer = asyncio.get_running_loop().call_later(self._warmup_s, self._start_measuring)
+        activity = run.progress.activity
+        self._refused, self._paced_s = activity.rate_limited, activity.pace_wait_s
 
     def next(self) -> tuple[Prompt, Timeline] | None:
         """The next request and when it is due; None when the block has no more."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._begin()
+            if self._open:  # requests are taken before they are due: the window goes by the clock
+                self._timer = asyncio.get_running_loop().call_later(self._warmup_s, self._start_measuring)
         now = self._run.clock()
-        due = now
+        due: float | None = now
         if self._times is not None:
             offset = next(self._times, None)
-            due = self._begun + offset if offset is not None else float("inf")
-        if self._ended is not None or due >= self._until or self._issued == self._most:
-            self._end(min(due, self._until) if self._duration_s else self._last_due if self._open else now)
+            due = self._begun + offset if offset is not None else None
+        if self.ended is not None or due is None or self._is_over(due):
+            self._end(now)
             return None
         measured = due >= self._from and not self._warming
         self._warming -= self._warming > 0
         if measured:
             if not self._issued:
                 self._prompts = self._run.prompts_of_block(self._stage.model)
-                if not self._open:
+                if not self._open:  # the window is as long as was asked, however long the last of the warm-up took
                     self._from = now
+                    self._until = now + self._window_s if self._window_s else float("inf")
                     self._start_measuring()
             self._issued += 1
-        self._last_due = due
         timeline = Timeline(
             ready=now,
             scheduled=due if self._open else None,
@@ -435,18 +449,28 @@ class _Block:
         )
         return next(self._prompts), timeline
 
+    def _is_over(self, due: float) -> bool:
+        if self._issued == self._most or self._is_cut:
+            return True
+        return due >= self._until and (self._issued > 0 or self._open)
+
+    @property
+    def _rate_limited(self) -> int:
+        return self._run.progress.activity.rate_limited - self._refused
+
     def answered(self, made: Record, timeline: Timeline) -> None:
         """A request has its outcome."""
         row = made.row
         sent, latency_s = timeline.sent, row[_LATENCY]
         if sent is not None:
             end = sent + latency_s + (row[_TAIL] or 0.0) if latency_s is not None else self._run.clock()
-            window = self._ended if self._ended is not None else self._until
+            window = self.ended if self.ended is not None else self._until
             self._flying_s += max(min(end, window) - max(sent, self._from), 0.0)
         if timeline.phase != "measure":
             return
         self._requests += 1
         self._failed += not made.ok
+        self._in_time += timeline.first_sent is not None and timeline.first_sent <= self._until
         if made.ok:
             for name, values in self._values.items():
                 if (value := row[_NUMBERS[name]]) is not None:
@@ -455,10 +479,12 @@ class _Block:
     def found(self, *, complete: bool) -> dict[str, Any]:
         """What run.json says of the block."""
         run, stage = self._run, self._stage
+        if self._timer is not None:
+            self._timer.cancel()
+        end = self.ended if self.ended is not None else run.clock()
+        paced_s = run.progress.activity.pace_wait_s - self._paced_s
         self._stop_measuring()
-        end = self._ended if self._ended is not None else run.clock()
-        seconds = max(end - self._from, 1e-9)
-        rate_limited = run.progress.activity.rate_limited - self._refused
+        seconds = max(end - self._from, 0.0)
         ttft, latency = self._values["ttft_s"], self._values["latency_s"]
         block = {
             "block": self._number,
@@ -472,8 +498,8 @@ class _Block:
             "complete": complete,
             "requests": self._requests,
             "failed": self._failed,
-            "rate_limited": rate_limited,
-            "in_flight": round(self._flying_s / seconds, 2),
+            "rate_limited": self._rate_limited,
+            "in_flight": round(self._flying_s / seconds, 2) if seconds else 0.0,
             "starved_s": round(self._starved_s, 3),
             "cpu_s": round(self._cpu_s, 3) if self._cpu_s is not None else None,
             "loop_lag_s": self._lags.found() if self._lags is not None else None,
@@ -486,8 +512,10 @@ class _Block:
                 self._values,
                 requests=self._requests,
                 failed=self._failed,
-                rate_limited=rate_limited,
+                rate_limited=self._rate_limited,
                 seconds=seconds,
+                held=paced_s / (paced_s + self._flying_s) if paced_s else 0.0,
+                late=1 - self._in_time / self._requests if self._requests and self._open else 0.0,
             )
         return block
 
@@ -495,15 +523,24 @@ class _Block:
         """The warm-up is over: from here on it counts."""
         meter = self._run.meter
         self._flying_s = 0.0
+        self._paced_s = self._run.progress.activity.pace_wait_s
         self._lags = meter.stretch = Lags()
         meter.wanted = None if self._open else NEARLY * self._stage.level
         self._starved_before, self._cpu_before = meter.starved_s, time.process_time()
 
-    def _end(self, at: float) -> None:
-        """Nothing more is sent after `at`, which may still come: then the window is over."""
-        if self._ended is None:
-            self._ended = max(at, self._from)
-            asyncio.get_running_loop().call_later(max(self._ended - self._run.clock(), 0.0), self._stop_measuring)
+    def _end(self, now: float) -> None:
+        """Nothing more is sent. The window of an open loop may go on: then it is over when it is."""
+        if self.ended is not None:
+            return
+        if not self._open and self._most is not None and self._most <= self.workers:
+            return  # all was sent at once: what is in flight is what is measured
+        self.ended = max(min(now, self._until), self._from) if not self._open or self._is_cut else self._until
+        asyncio.get_running_loop().call_later(max(self.ended - now, 0.0), self._stop_measuring)
+
+    @property
+    def _is_cut(self) -> bool:
+        """Whether a search has seen enough: one 429 is a no, and more of them cost."""
+        return self._load.mode == "search" and self._rate_limited > 0
 
     def _stop_measuring(self) -> None:
         meter = self._run.meter

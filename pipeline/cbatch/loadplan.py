@@ -15,6 +15,7 @@ from cbatch.job import Load
 
 SEARCH_S = 10.0  # of a trial, where the job says nothing
 SEARCH_STEP = 1.1  # the search ends when what passed and what failed are this near
+UNDELIVERED = 0.05  # of a load: more, and it was another load
 FIXED_CONCURRENCY = 32  # in flight, where a closed loop is not told
 
 Unit = Literal["in flight", "requests/s"]
@@ -73,18 +74,38 @@ def _search(load: Load, model: str) -> Stages:
             return
 
 
-def arrivals(load: Load, level: float, block: int) -> Iterator[float]:
-    """When an open loop sends, in seconds from the start of the block; seeded, so that a repeat is the same."""
+def arrivals(load: Load, level: float, repeat: int) -> Iterator[float]:
+    """When an open loop sends, in seconds from the start of the block; without an end.
+
+    Seeded, so that a block that is run again, the other model and the other job of a comparison see the same.
+    """
     if load.arrival == "constant":
         number = 0
         while True:
             yield number / level
             number += 1
-    rng = random.Random(f"{load.seed}:{level}:{block}")
+    rng = random.Random(f"{load.seed}:{level}:{repeat}")
     at = 0.0
     while True:
         yield at
         at += rng.expovariate(level)
+
+
+def end_of(times: Iterator[float], warmup_s: float, count: int) -> float:
+    """When the window of `count` arrivals after the warm-up ends: when the next would be due, so each has its gap."""
+    seen = 0
+    for at in times:
+        if at >= warmup_s:
+            if seen == count:
+                return at
+            seen += 1
+    raise ValueError("arrivals have no end")
+
+
+def span(times: Sequence[float]) -> float:
+    """The seconds that the arrivals of a replay take, the mean gap after the last one included."""
+    last = times[-1] if times else 0.0
+    return last * len(times) / (len(times) - 1) if last > 0 else 1.0
 
 
 def gates_of(load: Load) -> list[Gate]:
@@ -100,21 +121,29 @@ def judge(
     failed: int,
     rate_limited: int,
     seconds: float,
+    held: float = 0.0,
+    late: float = 0.0,
 ) -> str | None:
     """Why a block does not pass; None if it does. `values` are of its answers, by column.
 
-    A 429 is a no, whatever is demanded: that load is not the account's.
+    A 429 is a no, whatever is demanded: that load is not the account's. So is a load that was not delivered:
+    `held` is the share of the requests' time in which they waited for the account's limits, `late` the share
+    of an open loop's requests that were sent after its end.
     """
     if rate_limited:
         return f"{rate_limited} answered with 429"
-    if not requests:
+    if not requests or failed == requests:
         return "nothing was answered"
+    if held > UNDELIVERED:
+        return f"{100 * held:.0f} % of the time requests waited for the account's limits"
+    if late > UNDELIVERED:
+        return f"{100 * late:.0f} % of the requests were not sent in time"
     run = {
         "errors": float(failed),
         "rate_limited": float(rate_limited),
         "cost_usd": math.fsum(values.get("cost_usd", ())),
-        "completed_per_s": (requests - failed) / seconds,
-        "output_tokens_per_s": math.fsum(values.get("completion_tokens", ())) / seconds,
+        "completed_per_s": (requests - failed) / max(seconds, 1e-9),
+        "output_tokens_per_s": math.fsum(values.get("completion_tokens", ())) / max(seconds, 1e-9),
     }
     for gate in demands:
         if gate.metric in run:

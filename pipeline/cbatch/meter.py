@@ -146,7 +146,7 @@ class Series:
 
     def found(self, t_s: float, counts: tuple[int, ...]) -> dict[str, Any]:
         """{"every_s", "columns", "rows"}, the interval that is not over included."""
-        if self._seconds:
+        if self._seconds or counts != self._before:
             self._close(t_s, counts)
         return {"every_s": self._every_s, "columns": list(SERIES), "rows": [list(row) for row in self._rows]}
 

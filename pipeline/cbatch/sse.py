@@ -140,7 +140,7 @@ def read_stream(reply: Reply) -> Completion:
         raise APIResponseError(f"the stream ended without {missing}", code="truncated", truncated=True)
     tool_calls = calls.whole()
     return Completion(
-        text="".join(text) if text or not tool_calls else None,
+        text="".join(text) if text else None,  # as in an answer in one piece: "" was said, None was not
         reasoning="".join(reasoning) or None,
         tool_calls=tool_calls or None,
         finish_reason=finish_reason,

@@ -288,15 +288,30 @@ def test_a_server_that_closes_every_connection(job: JobFolder, sims: Sims) -> No
 
 
 def test_a_stream_without_its_end(job: JobFolder, sims: Sims) -> None:
-    """We do not stream, so there is no [DONE] to miss."""
+    """Where we do not stream there is no [DONE] to miss."""
     costs_nothing(job, sims, "--fault", "missing_done=1")
+
+
+def test_a_stream_without_its_end_while_streaming(job: JobFolder, sims: Sims) -> None:
+    """A stream without [DONE] may have been cut anywhere: it is asked for again."""
+    job.settings["params"] = {"stream": True}
+    columns = ("truncated", "truncated", 200)
+    told_then_cured(job, sims, "missing_done", columns, "the stream ended without [DONE]")
 
 
 @pytest.mark.parametrize("fault", ["error_in_stream", "event_error_in_stream"])
 def test_an_error_in_a_stream(job: JobFolder, sims: Sims, fault: str) -> None:
-    """We do not stream, so what would break a stream is an ordinary 500, and is tried again."""
+    """Where we do not stream, what would break a stream is an ordinary 500, and is tried again."""
     columns = ("server", "internal_server_error", 500)
     told_then_cured(job, sims, fault, columns, "HTTP 500: Encountered a server error")
+
+
+@pytest.mark.parametrize("fault", ["error_in_stream", "event_error_in_stream"])
+def test_an_error_in_a_stream_while_streaming(job: JobFolder, sims: Sims, fault: str) -> None:
+    """The error is the row's, with the status that it names or that its code stands for, though HTTP said 200."""
+    job.settings["params"] = {"stream": True}
+    columns = ("server", "service_unavailable", 503)
+    told_then_cured(job, sims, fault, columns, "HTTP 503: Service is temporarily unavailable.")
 
 
 def test_an_empty_answer(job: JobFolder, sims: Sims) -> None:

@@ -20,8 +20,11 @@ def as_load(job: Job, repeats: int | None, *, interleaved: bool) -> Job:
     if load is None:
         if repeats is None and not interleaved:
             return job
+        option = "--interleave" if interleaved else "--repeat"
         if job.samples != 1:
-            raise JobError(f"{job.at('samples')}: does not go with --repeat, which asks every prompt again")
+            raise JobError(f"{job.at('samples')}: does not go with {option}, which asks every prompt again")
+        if job.retry.hedge is not None:
+            raise JobError(f"{job.at('retry.hedge')}: does not go with {option}, which asks nothing twice")
         load = Load(mode="closed", requests=None)
     if repeats is not None:
         if load.mode == "search":
@@ -38,10 +41,13 @@ def _with_levels(job: Job, load: Load) -> Load:
     return load.model_copy(update={"concurrency": [fixed]})
 
 
-def with_prompts(job: Job, folder: Path, notify: Callable[[str], None]) -> tuple[Job, Sequence[float]]:
+def with_prompts(
+    job: Job, folder: Path, notify: Callable[[str], None], *, fresh: bool = True
+) -> tuple[Job, Sequence[float]]:
     """The job with its made or replayed prompts in `folder`, and the times of a replay (s).
 
-    A file that is there already and the same is left alone: a run may be reading it. Raises CbatchError.
+    A file that is there already and the same is left alone: a run may be reading it. Another one is replaced
+    only where the run starts over. Raises CbatchError.
     """
     made = job.input.synthetic
     replay = job.load is not None and job.load.mode == "replay"
@@ -59,6 +65,10 @@ def with_prompts(job: Job, folder: Path, notify: Callable[[str], None]) -> tuple
         assert job.load is not None
         assert job.load.of is not None
         earlier = open_run(Path(job.folder) / job.load.of)
+        if earlier.path.resolve() == folder.resolve():
+            raise JobError(
+                f"{job.at('load.of')}: {job.load.of} is where this run writes", hint="give it another `output`"
+            )
         from cbatch.report.evidence import pending_rows
 
         found = prompts.write_replay(
@@ -69,6 +79,12 @@ def with_prompts(job: Job, folder: Path, notify: Callable[[str], None]) -> tuple
             notify(f"{earlier.path}: {found.never_sent + found.without_input:,} rows were never sent, or kept no input")
     if path.exists() and (is_locked(*RunDir(folder).locks) or filecmp.cmp(path, new, shallow=False)):
         new.unlink()
+    elif path.exists() and not fresh and RunDir(folder).is_run():
+        new.unlink()
+        raise JobError(
+            f"{folder}: holds a run with other prompts than the ones this job makes",
+            hint="--output DIR starts beside it; --fresh deletes it and starts over",
+        )
     else:
         new.replace(path)
     return job.model_copy(update={"input": job.input.model_copy(update={"path": [str(path.resolve())]})}), offsets

@@ -90,7 +90,7 @@ def _state(run: Run, rates: _Rates) -> list[str]:
     if progress.draining:
         return [*parts, "stopping", f"{len(progress.activity.on_the_wire)} in flight"]
     parts += [f"{progress.failed:,} failed"] if progress.failed else []
-    parts += [f"ETA {duration(eta_s)}"] if eta_s is not None else []
+    parts += [f"ETA {duration(eta_s)}"] if eta_s is not None and not progress.stage else []
     parts.append(f"{rate(requests_per_s)} req/s")
     parts.append(f"{count(round(tokens_per_s))} tok/s")
     parts.append(money(progress.cost_usd) + ("+?" if progress.unpriced else ""))

@@ -139,7 +139,7 @@ def command(
         simulated = simulated or connection.simulated
         # Interleaved jobs to one endpoint share its connections: what is compared is not two pools.
         pool = pools.setdefault((job.endpoint, job.timeouts, job.limits.tier), Shared(connection.open))
-        job, offsets = with_prompts(job, folder, warn)
+        job, offsets = with_prompts(job, folder, warn, fresh=fresh)
         common: dict[str, Any] = {
             "connect": pool.open,
             "endpoint": connection.label,
@@ -154,14 +154,15 @@ def command(
         else:
             with_ = str(other) if turns is not None else None
             runs.append(LoadRun(job, place, turns=turns, with_=with_, offsets=offsets, **common))
-        allow_many_connections(most_in_flight(job))
+        calibrates = job.load is not None and job.load.calibrate
+        allow_many_connections(most_in_flight(job), echo=2 if calibrates else 0)
     summaries = run_async(_execute(runs, quiet=quiet, simulated=simulated, metrics_port=metrics_port))
     codes = [
         _tell(job, run.folder, summary, as_json=as_json, quiet=quiet)
         for job, run, summary in zip(jobs, runs, summaries, strict=True)
     ]
     if as_json:
-        found = [asdict(summary) for summary in summaries]
+        found = [asdict(summary) | {"exit_code": code} for summary, code in zip(summaries, codes, strict=True)]
         print_json(found[0] if len(found) == 1 else {"runs": found})
     return next((code for code in codes if code), 0)
 
@@ -169,14 +170,16 @@ def command(
 def _tell(job: Job, folder: RunDir, summary: Summary, *, as_json: bool, quiet: bool) -> int:
     """Print how a run ended, and what its gates say; returns its exit code."""
     if not as_json and not quiet and (summary.error is None or summary.answered):
-        for line in lines(summary):
+        for line in lines(summary, is_load=job.load is not None):
             click.echo(line)
     if summary.error is not None:
         say(summary.error, summary.hint)
     elif summary.exit_code and (quiet or as_json):
         # Silence is for when all is well: cron sends what stands here.
-        say(lines(summary)[0], None if summary.state != "finished" else "--retry-failed sends the failed ones again")
-    if summary.exit_code or summary.state != "finished" or not (job.gates or job.load):
+        again = summary.state == "finished" and job.load is None
+        say(lines(summary)[0], "--retry-failed sends the failed ones again" if again else None)
+    # A load run with failed requests has been measured all the same.
+    if summary.state != "finished" or not (job.load or (job.gates and not summary.exit_code)):
         return summary.exit_code
     from cbatch.report import block
     from cbatch.report.evidence import read
@@ -191,7 +194,7 @@ def _tell(job: Job, folder: RunDir, summary: Summary, *, as_json: bool, quiet: b
             click.echo(line)
     elif found.exit_code:
         say("; ".join(line for line in block.lines(evidence, found) if line.startswith(_JUDGED)), None)
-    return found.exit_code
+    return found.exit_code or summary.exit_code
 
 
 _JUDGED = ("VALID", "SUSPECT", "INVALID", "gate")  # how the lines of a report begin that a batch with gates is about
@@ -211,7 +214,7 @@ async def _execute(runs: Sequence[Run], *, quiet: bool, simulated: bool, metrics
 
     def on_signal(signum: int) -> None:
         nonlocal interrupted
-        if not any(run.progress.total for run in runs):
+        if not any(run.progress.total or run.is_sending for run in runs):
             click.echo("interrupted while reading the input: nothing was sent", err=True)
             os._exit(128 + signum)  # nothing is open yet, and a thread that reads cannot be stopped
         if interrupted and not any(run.is_sending for run in runs):
@@ -262,8 +265,11 @@ def output_folder(job: Job, output: Path | None) -> Path:
     return Path(text).expanduser()
 
 
-def allow_many_connections(concurrency: int) -> None:
-    """Raise the soft limit of open files: 10,000 connections do not fit the usual 1,024."""
+def allow_many_connections(concurrency: int, *, echo: int = 0) -> None:
+    """Raise the soft limit of open files: 10,000 connections do not fit the usual 1,024.
+
+    A calibration opens as many again, and the other end of each (`echo`); it is left out where they do not fit.
+    """
     try:
         import resource
     except ImportError:  # not on Windows
@@ -272,21 +278,25 @@ def allow_many_connections(concurrency: int) -> None:
     wanted = concurrency + 200
     if hard != resource.RLIM_INFINITY and wanted > hard:
         raise JobError(
-            f"limits.concurrency: {concurrency:,} connections need more open files than this machine allows ({hard:,})",
-            hint="lower it, or raise the limit (ulimit -n)",
+            f"{concurrency:,} connections need more open files than this machine allows ({hard:,})",
+            hint="lower limits.concurrency or the load, or raise the limit (ulimit -n)",
         )
+    wanted += echo * concurrency
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and wanted > soft:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def lines(s: Summary) -> list[str]:
+def lines(s: Summary, *, is_load: bool = False) -> list[str]:
     """The end of a run, for people: at most 15 lines, the verdict first."""
     name = f"{s.name} (simulated)" if s.simulated else s.name
-    out = [f"{name}: {s.state} in {duration(s.elapsed_s)}, {s.done:,} of {s.total:,} prompts done"]
+    done = f"{plural(s.done, 'request')} answered" if is_load else f"{s.done:,} of {s.total:,} prompts done"
+    out = [f"{name}: {s.state} in {duration(s.elapsed_s)}, {done}"]
     out[0] += f", {s.failed:,} failed" if s.failed else ""
     out[0] += f", {s.left:,} left" if s.left else ""
     if not s.sent and not s.answered and s.state == "finished":
-        out.append("  nothing to send: every prompt has its row")
+        out.append(f"  nothing to send: every {'block is complete' if is_load else 'prompt has its row'}")
     if s.sent:
         seconds = s.elapsed_s or 1.0
         retried = f"; {s.retries:,} retried, {s.rate_limited:,} answered with 429" if s.retries else ""
@@ -313,7 +323,7 @@ def lines(s: Summary) -> list[str]:
             f"  orphaned  {plural(s.orphaned, 'row')} of the output, from prompts that left the input or were edited"
         )
     if s.state == "finished":
-        again = "; --retry-failed sends the failed ones again" if s.failed else ""
+        again = "; --retry-failed sends the failed ones again" if s.failed and not is_load else ""
         out.append(f"results in {s.folder}/results{again}")
     else:
         again = "" if s.exit_code == 4 else "; the same line resumes it"  # the error says what to do about a budget

@@ -44,6 +44,7 @@ def status(folder: RunDir) -> dict[str, Any]:
         left_unknown = unknown(journal)
         parts = journal.parts()
         orphaned = journal.get("orphaned") or 0
+        blocks = (journal.get("load") or {}).get("blocks")
     finally:
         journal.close()
     running = is_locked(*folder.locks)
@@ -92,6 +93,8 @@ def status(folder: RunDir) -> dict[str, Any]:
         "rows_per_s": timed / spent["elapsed_s"] if spent["elapsed_s"] else None,
         **spent,
         "time_lost_s": lost,
+        "blocks": len(blocks) if blocks is not None else None,
+        "complete_blocks": sum(block["complete"] for block in blocks) if blocks is not None else None,
         "in_flight_limit": live.get("in_flight_limit") if running and live else None,
     }
 
@@ -109,6 +112,10 @@ def lines(s: dict[str, Any]) -> list[str]:
         f"  results   {plural(s['rows_in_parts'], 'row')} in {plural(s['parts'], 'part')}"
         f", {max(0, s['done'] + s['failed'] + s['orphaned'] - s['rows_in_parts']):,} in the journal",
     ]
+    if s["blocks"] is not None:
+        cut = s["blocks"] - s["complete_blocks"]
+        not_whole = f", {cut:,} under way or cut off" if cut else ""
+        out.append(f"  load      {plural(s['complete_blocks'], 'block')} measured{not_whole}")
     if waited := where_time_went(s):
         out.append(f"  waited    {waited}")
     if s["orphaned"]:
