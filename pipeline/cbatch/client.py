@@ -7,7 +7,7 @@ typed error by `replies.py`, and `sse.py` where it is a stream.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -16,8 +16,10 @@ from cbatch import __version__
 from cbatch.plain import is_available, plain_transport
 from cbatch.replies import Reply, read_completion, read_error, read_models
 from cbatch.schema import Completion
-from cbatch.sse import is_stream, read_stream
-from cbatch.transport import Endpoint, Transport, session_transport
+from cbatch.sse import Decoder, is_stream, read_stream
+from cbatch.transport import Endpoint, OnRead, Transport, session_transport
+
+OnChunk = Callable[[dict[str, Any]], None]
 
 DEFAULT_BASE_URL = "https://api.cerebras.ai"
 KEY_CHARS = 16  # a shorter key, such as EMPTY, may be a word of an answer
@@ -57,9 +59,22 @@ class Client:
         self._key_bytes = endpoint.key.encode() if endpoint.key else None
         self._key_in_answers = len(endpoint.key or "") >= KEY_CHARS
 
-    async def complete(self, body: bytes, deadline_s: float | None = None) -> Completion:
-        """Send one chat completion request; a whole answer may take `deadline_s`. Raises APIError."""
-        reply = await self._exchange("POST", self._chat, body, deadline_s)
+    async def complete(
+        self, body: bytes, deadline_s: float | None = None, on_chunk: OnChunk | None = None
+    ) -> Completion:
+        """Send one chat completion request; a whole answer may take `deadline_s`. Raises APIError.
+
+        `on_chunk` gets each chunk of a stream as it comes; what they add up to is checked at the end.
+        """
+        on_read = None
+        if on_chunk is not None:
+            decoder = Decoder()
+
+            def on_read(piece: bytes) -> None:
+                for chunk in decoder.chunks(piece):
+                    on_chunk(chunk)
+
+        reply = await self._exchange("POST", self._chat, body, deadline_s, on_read)
         if reply.status == 200 and is_stream(reply.body):
             return read_stream(reply)
         return read_completion(reply)
@@ -73,9 +88,14 @@ class Client:
         return read_models(await self._exchange("GET", self._public))
 
     async def _exchange(
-        self, method: str, url: str, body: bytes | None = None, deadline_s: float | None = None
+        self,
+        method: str,
+        url: str,
+        body: bytes | None = None,
+        deadline_s: float | None = None,
+        on_read: OnRead | None = None,
     ) -> Reply:
-        reply = await self._transport.exchange(method, url, body, deadline_s or self.endpoint.total_s)
+        reply = await self._transport.exchange(method, url, body, deadline_s or self.endpoint.total_s, on_read)
         # Messages and texts are kept: a key never is.
         if self._key_bytes is not None and (self._key_in_answers or reply.status != 200):
             reply.body = reply.body.replace(self._key_bytes, b"(key removed)")
@@ -83,7 +103,7 @@ class Client:
 
 
 @asynccontextmanager
-async def connect(endpoint: Endpoint) -> AsyncIterator[Client]:
+async def connect(endpoint: Endpoint, more_headers: Mapping[str, str] | None = None) -> AsyncIterator[Client]:
     """A client whose connections live as long as the block."""
     headers = {
         "Content-Type": "application/json",
@@ -94,6 +114,7 @@ async def connect(endpoint: Endpoint) -> AsyncIterator[Client]:
     }
     if endpoint.key is not None:
         headers["Authorization"] = f"Bearer {endpoint.key}"
+    headers |= more_headers or {}
     plain = is_available(endpoint) and os.environ.get(TRANSPORT) != "session"
     async with plain_transport(endpoint, headers) if plain else session_transport(endpoint, headers) as transport:
         yield Client(endpoint, transport)

@@ -177,6 +177,8 @@ class Run:
                 summary = await self._close(survey)
             if not (nothing_new and info.get("state") == summary.state):  # or the last session's figures would go
                 self._write_info(source, survey, summary.state, summary)
+            elif info.get("job") != (asked := self._asked_for()):  # other gates, for one
+                folder.write_info(info | {"job": asked})
             return summary
         finally:
             await asyncio.to_thread(publisher.close)
@@ -407,7 +409,10 @@ class Run:
                 if timeline.scheduled is not None:
                     await self._wait_until(timeline.scheduled)
                 outcome, paid = await send(request, sender, timeline, task)
-        costs = [cost_usd(answer, sender.price) for answer in paid]
+        costs = []
+        for one in paid:
+            costs.append(cost_usd(one, sender.price))
+            one.headers = {}  # a million answers wait for their part without them
         answer = outcome.completion if isinstance(outcome, Failure) else outcome
         if timeline.first_sent is not None:  # one wall clock reading a run: it may be set in between
             timeline.started_at = self._anchor[0] + timedelta(seconds=timeline.first_sent - self._anchor[1])
@@ -612,6 +617,10 @@ class Run:
             hint=error.hint if error else None,
         )
 
+    def _asked_for(self) -> dict[str, Any]:
+        """The job as run.json keeps it."""
+        return self.job.model_dump(mode="json", exclude_none=True)
+
     def _write_info(
         self,
         source: Source,
@@ -632,7 +641,7 @@ class Run:
             "state": state,
             "endpoint": self._endpoint,
             "simulated": self._simulated,
-            "job": self.job.model_dump(mode="json", exclude_none=True),
+            "job": self._asked_for(),
             "source": {
                 "files": [str(f) for f in source.files],
                 "rows": survey.rows,

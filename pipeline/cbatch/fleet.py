@@ -43,7 +43,7 @@ class Fleet:
         ledger: Ledger,
         activity: Activity,
         throttle: Throttle,
-        left: Mapping[str, int],
+        left: Mapping[str, int] | None,
         caps: Mapping[str, int],
         accounts: Path | None,
         clock: Callable[[], float],
@@ -51,9 +51,11 @@ class Fleet:
         rng: random.Random,
         draining: Callable[[], bool] = lambda: False,
         notify: Callable[[str], None] = lambda message: None,
+        patience_s: float | None = None,
     ) -> None:
-        """`left` is how many prompts of a model are not answered yet, `caps` what right-sizing learned before.
+        """`left` is how many prompts of a model are not answered yet (None: nobody knows), `caps` what was learned.
 
+        `patience_s` is how long an outage is waited for, instead of the job's `retry.max_outage_s`.
         `accounts` is the folder of the budgets that all processes of a key share; None shares nothing.
         """
         self.job = job
@@ -63,43 +65,57 @@ class Fleet:
         self._shared: list[Account] = []
         self._accounts = accounts
         self._notify = notify
+        self._patience_s = job.retry.max_outage_s if patience_s is None else patience_s
         schema = job.params.answer_schema
-        check = AnswerCheck(schema) if schema is not None else None
-        self.senders: list[Sender] = []
+        self._left, self._caps = left, caps
+        self._common: dict[str, Any] = {
+            "api": api,
+            "throttle": throttle,
+            "purse": purse,
+            "ledger": ledger,
+            "policy": job.retry,
+            "now": now,
+            "rng": rng,
+            "activity": activity,
+            "clock": clock,
+            "loop_time": self._loop.time,
+            "total_s": job.timeouts.total_s,
+            "check": AnswerCheck(schema) if schema is not None else None,
+            "draining": draining,
+            "notify": notify,
+        }
+        self._by_model: dict[str, Sender] = {}
         for model in job.model:
-            card = catalog.card(model)
-            sizes = Sizes(
-                auto=job.params.right_sized,
-                ceiling=card.max_output_tokens if card else UNKNOWN_CEILING_TOKENS,
-                default=DEFAULT_RESERVE_TOKENS,
-                cap=caps.get(model),
-            )
-            gate = self._gate(model, left, sizes)
-            hedge = job.retry.hedge
-            self.senders.append(
-                Sender(
-                    model=model,
-                    api=api,
-                    gate=gate,
-                    sizes=sizes,
-                    throttle=throttle,
-                    health=Health(job.retry.max_outage_s),
-                    purse=purse,
-                    ledger=ledger,
-                    policy=job.retry,
-                    price=catalog.price(model),
-                    now=now,
-                    rng=rng,
-                    activity=activity,
-                    clock=clock,
-                    loop_time=self._loop.time,
-                    total_s=job.timeouts.total_s,
-                    hedge=Hedge(api, gate, sizes, activity, hedge) if hedge else None,
-                    check=check,
-                    draining=draining,
-                    notify=notify,
-                )
-            )
+            self.sender(model)
+
+    @property
+    def senders(self) -> list[Sender]:
+        """All of them, in the order of the models."""
+        return list(self._by_model.values())
+
+    def sender(self, model: str) -> Sender:
+        """The sender of a model; made when it is asked for first."""
+        if (known := self._by_model.get(model)) is not None:
+            return known
+        card = catalog.card(model)
+        sizes = Sizes(
+            auto=self.job.params.right_sized,
+            ceiling=card.max_output_tokens if card else UNKNOWN_CEILING_TOKENS,
+            default=DEFAULT_RESERVE_TOKENS,
+            cap=self._caps.get(model),
+        )
+        gate = self._gate(model, sizes)
+        hedge = self.job.retry.hedge
+        made = self._by_model[model] = Sender(
+            model=model,
+            gate=gate,
+            sizes=sizes,
+            health=Health(self._patience_s),
+            price=catalog.price(model),
+            hedge=Hedge(self.api, gate, sizes, self._common["activity"], hedge) if hedge else None,
+            **self._common,
+        )
+        return made
 
     def close(self) -> None:
         """Give the shared budgets back."""
@@ -151,12 +167,15 @@ class Fleet:
         health = [sender.health for sender in self.senders]
         return sum(one.outages for one in health), round(sum(one.away_s(now) for one in health), 1)
 
-    def _gate(self, model: str, left: Mapping[str, int], sizes: Sizes) -> Gate:
+    def _gate(self, model: str, sizes: Sizes) -> Gate:
         account = self._account(model)
         limits = self.job.limits
         with account or nullcontext():
             floats: Any = account.floats if account else None
             pacer = Pacer(limits.quota(model), now=self._loop.time(), share=limits.share, floats=floats)
+        left = self._left
+        if left is None:
+            return Gate(pacer, account=account)
         return Gate(pacer, account=account, rest=lambda: (left[model], left[model] * sizes.mean_reserve))
 
     def _account(self, model: str) -> Account | None:

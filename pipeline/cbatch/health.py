@@ -25,6 +25,7 @@ class Health:
     """What the answers and failures of one model say about its endpoint."""
 
     def __init__(self, patience_s: float) -> None:
+        """`patience_s`: how long an outage is waited for; 0: not at all, every failure counts."""
         self.patience_s = patience_s
         self.answers = 0
         self.failed_before_any = 0
@@ -65,7 +66,7 @@ class Health:
             self._first_failure = now
         self._prompts.add(prompt)
         self._unreachable = self._unreachable + 1 if unreachable else 0
-        if not self.answers:
+        if not self.answers or not self.patience_s:
             return "counts"
         if not self.is_down:
             many = len(self._prompts) >= DISTINCT and now - self._first_failure >= QUIET_S
@@ -89,7 +90,7 @@ class Health:
 
     def gave_up(self, *, unreachable: bool) -> bool:
         """A prompt used up its attempts; whether nothing was ever answered, so that going on is vain."""
-        if self.answers:
+        if self.answers or not self.patience_s:
             return False
         self.failed_before_any += 1
         return unreachable or self.failed_before_any >= GIVE_UP

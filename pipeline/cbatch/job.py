@@ -416,7 +416,7 @@ class Load(Part):
         return given
 
     @field_serializer("concurrency", "rate")
-    def _as_written(self, value: list[float] | tuple[float, float] | None) -> list[float] | str | None:
+    def _as_written(self, value: list[float] | tuple[float, float] | None) -> Any:
         return f"{value[0]:g}..{value[1]:g}" if isinstance(value, tuple) else value
 
     @model_validator(mode="after")

@@ -230,10 +230,10 @@ class LoadRun(Run):
         self._writer.set("load", self._mine | {"blocks": self._blocks})
         await self._crew.run(most)
         complete = not self.progress.draining and self._error is None
-        with suppress(JournalError):  # which has stopped the run already
-            await asyncio.wrap_future(self._writer.do(lambda db: None))  # its rows are on disk before it is said to be
         self._blocks[number] = found = block.found(complete=complete)
-        self._writer.set("load", self._mine | {"blocks": self._blocks})
+        with suppress(JournalError):  # which has stopped the run already
+            # On disk with all its rows, which were written before, when the next one begins.
+            await asyncio.wrap_future(self._writer.set("load", self._mine | {"blocks": self._blocks}))
         if complete:
             self._note(found)
             with suppress(JournalError):  # the next block tells, or the end
@@ -492,9 +492,9 @@ class _Block:
             "repeat": stage.repeat,
             "level": self._level,
             "unit": stage.unit,
-            "started_at": self._wall.astimezone(UTC).isoformat(timespec="milliseconds"),
-            "warmup_s": round(self._from - self._begun, 3),
-            "measured_s": round(seconds, 3),
+            "started_at": self._wall.astimezone(UTC).isoformat(timespec="microseconds"),
+            "warmup_s": round(self._from - self._begun, 6),
+            "measured_s": round(seconds, 6),
             "complete": complete,
             "requests": self._requests,
             "failed": self._failed,

@@ -129,6 +129,7 @@ class Failure:
     http_status: int | None = None
     completion: Completion | None = None  # an answer that was paid for and did not fit
     retry_after_s: float | None = None  # what the refusal asked for
+    error: Exception | None = None  # the last one
 
 
 @dataclass(slots=True, kw_only=True)

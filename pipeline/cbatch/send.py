@@ -18,7 +18,7 @@ import orjson
 from cbatch import ratelimits, retry
 from cbatch.answers import AnswerCheck
 from cbatch.catalog import Price
-from cbatch.client import Client
+from cbatch.client import Client, OnChunk
 from cbatch.errors import (
     APIConnectionError,
     APIError,
@@ -80,12 +80,17 @@ class Sender:
 
 
 async def send(
-    request: Request, sender: Sender, timeline: Timeline, task: asyncio.Task[Any] | None = None
+    request: Request,
+    sender: Sender,
+    timeline: Timeline,
+    task: asyncio.Task[Any] | None = None,
+    on_chunk: OnChunk | None = None,
 ) -> tuple[Completion | Failure, list[Completion]]:
     """The outcome of one request, and every answer that was paid for on the way.
 
-    `task` is the current one; who sends many asks for it once, because that is a system call (getpid)
-    up to Python 3.11.
+    `on_chunk` gets the chunks of a stream as they come: once there was one, a failure is not tried again,
+    for whoever saw them would see them twice. `task` is the current one; who sends many asks for it once,
+    because that is a system call (getpid) up to Python 3.11.
 
     Marks `timeline`. Raises RunStopped if every other prompt would fail too, BudgetReached before the
     request that could cross the budget, CancelledError if the run drains before the outcome is known:
@@ -98,6 +103,14 @@ async def send(
     counted = refusals = reasks = 0
     paid: list[Completion] = []
     cap = sizes.cap() if sizes.auto and request.limit_tokens is None else None
+    seen = False
+
+    def tap(chunk: dict[str, Any]) -> None:
+        nonlocal seen
+        seen = True
+        assert on_chunk is not None
+        on_chunk(chunk)
+
     while True:
         cost = sizes.cost(request, cap)
         most = sizes.completion_tokens(request, cap)
@@ -134,7 +147,9 @@ async def send(
         # Whether the endpoint is gone or only slow is what a try is to find out.
         deadline_s = sender.total_s if sender.health.is_down else sizes.deadline_s(most, counted - 1, sender.total_s)
         try:
-            if sender.hedge is None:
+            if on_chunk is not None:
+                completion = await sender.api.complete(body, deadline_s, tap)
+            elif sender.hedge is None:
                 completion = await sender.api.complete(body, deadline_s)
             else:
                 completion = await sender.hedge.complete(body, deadline_s, cost, sender.purse, bill)
@@ -194,6 +209,8 @@ async def send(
             sender.gate.leave(cost, Used(0, 0))
             raise
         then = _fail(error, decision, sender, cost, loop_sent, id(timeline))
+        if seen and not isinstance(decision, retry.StopRun):
+            decision, then = retry.GiveUp("its beginning was shown already"), "wait"
         if isinstance(decision, retry.StopRun):
             raise RunStopped(decision.because, hint=decision.hint) from error
         if sender.draining() and (then == "pause" or not isinstance(decision, retry.GiveUp)):
@@ -207,6 +224,7 @@ async def send(
             failure = _failure(error, decision.because)
             if isinstance(error, APIStatusError):
                 failure.retry_after_s = ratelimits.stated_wait_s(error.headers, sender.now())
+            failure.error = error
             failure.completion = paid[-1] if paid else None  # re-asked, then lost: what was paid for is kept
             return failure, paid
         if not decision.counts:
@@ -290,7 +308,6 @@ def _take_note(answer: Completion, sender: Sender, loop_sent: float, latency_s: 
     queue_s = answer.time_info.queue_s
     sender.activity.server_queue_s += queue_s or 0.0
     sender.throttle.answered(now, loop_sent, max(latency_s - generated_s, 0.0), in_flight)
-    answer.headers = {}  # a million answers wait for their part without them
 
 
 def _fail(error: APIError, decision: retry.Decision, sender: Sender, cost: Cost, loop_sent: float, prompt: int) -> Then:
@@ -366,7 +383,7 @@ async def _decide(error: APIError, sender: Sender, *, counted: int, refusals: in
     if isinstance(error, RateLimitError):
         sender.activity.rate_limited += 1
     if isinstance(error, NotFoundError) and error.code == "model_not_found" and not sender.succeeded:
-        await _explain_unknown_model(sender.model, sender.api)
+        await _explain_unknown_model(sender.model, sender.api, error)
     return retry.decide(
         error,
         counted=counted,
@@ -379,7 +396,7 @@ async def _decide(error: APIError, sender: Sender, *, counted: int, refusals: in
     )
 
 
-async def _explain_unknown_model(model: str, api: Client) -> None:
+async def _explain_unknown_model(model: str, api: Client, error: APIError) -> None:
     """Raise JobError if the server's own list confirms that it does not serve `model`.
 
     Without a list, or with the model in it, the row fails like any other 404.
@@ -393,7 +410,7 @@ async def _explain_unknown_model(model: str, api: Client) -> None:
         raise JobError(
             f"model: {model!r} is not served to this key at {api.endpoint.base_url}",
             hint=f"did you mean {near[0]}? served: {', '.join(served)}" if near else f"served: {', '.join(served)}",
-        )
+        ) from error
 
 
 def _failure(error: APIError, because: str) -> Failure:

@@ -17,6 +17,7 @@ from cbatch.replies import Reply, check_storable, excerpt, read_error, read_time
 from cbatch.schema import Completion, StreamMarks
 
 _LINE = re.compile(rb"([^\r\n]*)(?:\r\n|\n|\r|\Z)")
+_BLANKS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _BOM = b"\xef\xbb\xbf"
 _START = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n ]*(?:data:|event:|:|id:|retry:)")
 
@@ -75,6 +76,33 @@ def _events_by_line(body: bytes) -> Iterator[tuple[bytes, bytes, int]]:
             name = value
     if data:
         yield name, b"\n".join(data), end
+
+
+class Decoder:
+    """The chunks of a stream as they come, for who shows them; errors are left to `read_stream`, at the end."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._is_stream: bool | None = None
+
+    def chunks(self, piece: bytes) -> Iterator[dict[str, Any]]:
+        """The chunks that this piece of the body completes."""
+        self._rest += piece
+        if self._is_stream is None and self._rest.strip():
+            self._is_stream = is_stream(self._rest)
+        if not self._is_stream:
+            return
+        end = max(self._rest.rfind(blank) + len(blank) if blank in self._rest else 0 for blank in _BLANKS)
+        whole, self._rest = self._rest[:end], self._rest[end:]
+        for name, data, _ in events(whole):
+            if name == b"error" or data == b"[DONE]":
+                continue
+            try:
+                chunk = orjson.loads(data)
+            except orjson.JSONDecodeError:
+                continue
+            if isinstance(chunk, dict) and isinstance(chunk.get("choices"), list):
+                yield chunk
 
 
 def read_stream(reply: Reply) -> Completion:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -43,11 +43,19 @@ class Endpoint:
         return str(said).replace(self.key, "(key removed)") if self.key else str(said)
 
 
+OnRead = Callable[[bytes], None]
+
+
 class Transport(Protocol):
     """What a client sends through."""
 
-    async def exchange(self, method: str, url: str, body: bytes | None, deadline_s: float) -> Reply:
-        """The whole answer to one request, with the stamps of its socket reads. Raises APIConnectionError."""
+    async def exchange(
+        self, method: str, url: str, body: bytes | None, deadline_s: float, on_read: OnRead | None = None
+    ) -> Reply:
+        """The whole answer to one request, with the stamps of its socket reads. Raises APIConnectionError.
+
+        `on_read` gets each piece of the body of an answer with status 200 as it comes.
+        """
 
 
 def late(deadline_s: float) -> APITimeoutError:
@@ -76,7 +84,9 @@ class SessionTransport:
         self._late: set[asyncio.Task[Any]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
 
-    async def exchange(self, method: str, url: str, body: bytes | None, deadline_s: float) -> Reply:
+    async def exchange(
+        self, method: str, url: str, body: bytes | None, deadline_s: float, on_read: OnRead | None = None
+    ) -> Reply:
         """The whole answer to one request, with the stamps of its socket reads. Raises APIConnectionError."""
         endpoint = self._endpoint
         task = asyncio.current_task()
@@ -88,7 +98,7 @@ class SessionTransport:
             # A redirect is not followed: it would carry the key to another host.
             # No `async with`: reading to the end gives the connection back, and any error closes it.
             response = await self._session.request(method, URL(url), data=body, allow_redirects=False)
-            return Reply(response.status, response.headers, *await _read(response))
+            return Reply(response.status, response.headers, *await _read(response, on_read))
         except asyncio.CancelledError:
             # Ours, if the sweeper did it and nobody else did.
             if task in self._late and task.uncancel() == 0:
@@ -135,7 +145,7 @@ class SessionTransport:
             self._sweeper.cancel()
 
 
-async def _read(response: aiohttp.ClientResponse) -> tuple[bytes, list[tuple[int, float]]]:
+async def _read(response: aiohttp.ClientResponse, on_read: OnRead | None) -> tuple[bytes, list[tuple[int, float]]]:
     pieces: list[bytes] = []
     reads: list[tuple[int, float]] = []
     size = 0
@@ -144,6 +154,8 @@ async def _read(response: aiohttp.ClientResponse) -> tuple[bytes, list[tuple[int
             size += len(piece)
             pieces.append(piece)
             reads.append((size, time.perf_counter()))
+            if on_read is not None and response.status == 200:
+                on_read(piece)
     except BaseException:
         response.close()
         raise

@@ -21,7 +21,7 @@ from tests.integration.test_crash import small_disk
 
 NAME = "gpt-oss-120b"
 # The tests' servers are on this machine: this lets one pass for the real service.
-REMOTE = "from cbatch.cli import environment; environment.is_local = lambda url: False"
+REMOTE = "from cbatch import environment; environment.is_local = lambda url: False"
 Cbatch = Callable[..., Result]
 
 pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="the folder of the catalog is the one of Linux")

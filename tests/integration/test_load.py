@@ -82,11 +82,14 @@ def check_blocks(job: JobFolder) -> list[dict[str, Any]]:
         assert block["failed"] == sum(row["status"] == "error" for row in measured)
         start = begun(block) + block["warmup_s"]
         end = start + block["measured_s"]
-        assert all(row["started_at"] / 1e6 <= start + 0.002 for row in mine if row["phase"] == "warmup")
+        asked = [row["started_at"] / 1e6 - (row["wait_s"] if row["sched_lag_s"] is None else row["sched_lag_s"])
+                 for row in mine if row["phase"] == "warmup"]  # fmt: skip
+        assert all(at <= start + 0.002 for at in asked)
         flying_s = sum(max(min(b, end) - max(a, start), 0.0) for a, b in on_the_wire(mine))
-        assert flying_s / block["measured_s"] == pytest.approx(block["in_flight"], rel=0.02, abs=0.02)
-        assert block["cpu_s"] >= 0
-        assert block["loop_lag_s"]["n"] > 0
+        assert flying_s / max(block["measured_s"], 1e-9) == pytest.approx(block["in_flight"], rel=0.02, abs=0.02)
+        if block["measured_s"] > 0.1:
+            assert block["cpu_s"] >= 0
+            assert block["loop_lag_s"]["n"] > 0
         if block["unit"] == "in flight":
             assert most_at_once(on_the_wire(mine)) <= block["level"]
     return [block for block in blocks(job) if block["complete"]]
@@ -138,7 +141,7 @@ def test_requests_are_counted_without_the_warm_up(load: JobFolder) -> None:
 @pytest.mark.parametrize("requests", [1, 3, 4])
 def test_fewer_requests_than_places_are_measured_to_their_end(load: JobFolder, requests: int) -> None:
     with_load(load, concurrency=4, requests=requests, warmup_s=0)
-    assert load.execute().code == 0
+    assert load.execute().code == (0 if requests == 4 else 6)  # which is not the load that was asked for
     (block,) = check_blocks(load)
     assert block["requests"] == requests
     assert block["measured_s"] > 0.02
@@ -262,7 +265,7 @@ def test_a_search_finds_the_load_that_meets_the_slo(job: JobFolder, sims: Sims) 
     """And one that meets it nowhere says so."""
     job.sim = sims(*SLOW)
     with_load(job, mode="search", concurrency="1..2", slo="latency_s p50 < 1ms", duration_s=0.2)
-    job.execute()
+    assert job.execute().code == 5
     found = job.run.read_info()["load"]["search"]
     assert (found["best"], len(found["trials"])) == (None, 1)
     assert found["why"].startswith("1 in flight: latency_s p50 < 1ms: 0.0")
@@ -323,9 +326,12 @@ def test_a_replay_sends_the_same_prompts_at_the_same_times(load: JobFolder, spee
 def test_a_batch_can_be_replayed_and_cut(load: JobFolder) -> None:
     batch = load.settings.pop("load")
     assert batch
+    load.settings["limits"] = {"rpm": 1200}
     assert load.execute("--limit", "6").code == 0
+    load.settings["limits"] = {}
     replay(load, repeats=2)
-    assert load.execute("--limit", "4").code == 0
+    result = load.execute("--limit", "4")
+    assert result.code == 0, result.err
     assert [block["requests"] for block in check_blocks(load)] == [4, 4]
 
 
@@ -357,7 +363,9 @@ def test_a_kill_in_a_block_costs_that_block(load: JobFolder) -> None:
     """Its rows are kept under its number, and it is run again under the next one."""
     with_load(load, concurrency=4, duration_s=0.4, repeats=3)
     process = load.start()
-    wait_for(lambda: len([b for b in load.run.read_info().get("load", {}).get("blocks", []) if b["complete"]]), "a block")
+    wait_for(
+        lambda: len([b for b in load.run.read_info().get("load", {}).get("blocks", []) if b["complete"]]), "a block"
+    )
     before = load.durable
     wait_for(lambda: load.durable > before + 4, "rows of the second one")
     process.kill()
@@ -488,8 +496,10 @@ def test_an_endpoint_that_goes_away_is_waited_for(load: JobFolder, sims: Sims) -
 
 def test_an_endpoint_that_stays_away_stops_the_run(load: JobFolder, sims: Sims) -> None:
     load.sim = sims(*SLOW, "--outage-after", "0.2", "--outage-for", "600")
-    load.settings["retry"] = {"max_outage_s": 0.5, "max_wait_s": 0.1}
-    assert load.execute().code == 1
+    load.settings["retry"] = {"max_outage_s": 0.5}
+    with_load(load, concurrency=8, duration_s=0.5)
+    result = load.execute()
+    assert (result.code, load.run.read_info()["state"]) == (1, "stopped"), result.err
     load.sim = sims(*SLOW)
     assert load.execute().code == 0
     check_blocks(load)
@@ -566,6 +576,7 @@ def test_a_batch_and_a_load_run_do_not_share_a_folder(load: JobFolder) -> None:
 
 def test_made_prompts_of_another_run_are_not_overwritten(load: JobFolder) -> None:
     load.settings["input"] = {"synthetic": {"rows": 8, "tokens": 32}}
+    del load.settings["prompt"]
     assert load.execute().code == 0
     made = (load.run.path / "prompts.jsonl").read_bytes()
     load.settings["input"] = {"synthetic": {"rows": 8, "tokens": 32, "seed": 1}}
@@ -633,8 +644,9 @@ def test_the_client_is_calibrated_at_every_level(load: JobFolder) -> None:
 def test_the_commands_know_a_load_run_in_every_state(load: JobFolder, forking: Forking) -> None:
     with_load(load, concurrency=2, duration_s=0.4, repeats=3)
     process = load.start()
-    wait_for(lambda: len(load.run.read_info().get("load", {}).get("blocks", [])) > 1, "a block")
-    wait_for(lambda: load.durable > 4, "rows")
+    wait_for(lambda: load.run.read_info().get("load", {}).get("blocks"), "a block")
+    before = load.durable
+    wait_for(lambda: load.durable > before, "rows of the next")
     for state in ("running", "killed"):
         found = json.loads(command(load, forking, "status", "--json").out)
         assert (found["state"], found["total"]) == (state, None)
@@ -646,8 +658,9 @@ def test_the_commands_know_a_load_run_in_every_state(load: JobFolder, forking: F
             assert result.code == 0, (state, name, result)
             assert "block" in result.out
         process.kill()
+    before = load.durable
     process = load.start()
-    wait_for(lambda: load.run.read_info()["load"]["blocks"][-1]["repeat"] == 1, "the second repeat")
+    wait_for(lambda: load.durable > before, "more rows")
     process.signal(signal.SIGINT)
     assert process.wait().code == 130
     assert json.loads(command(load, forking, "status", "--json").out)["state"] == "interrupted"
@@ -696,7 +709,9 @@ def test_memory_does_not_grow_with_the_requests(job: JobFolder, sims: Sims) -> N
     peaks = []
     say = "import atexit, resource, sys\n"
     say += "import cbatch.cli.run as r\nreal = r._tell\n"
-    say += "def tell(*a, **k):\n    print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\n"
+    say += (
+        "def tell(*a, **k):\n    print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\n"
+    )
     say += "    return real(*a, **k)\nr._tell = tell\n"
     for requests in (2_000, 12_000):
         with_load(job, concurrency=32, requests=requests, warmup_s=0)

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from cbatch import catalog
+from cbatch import catalog, environment
 from cbatch.catalog import Price, Quota
-from cbatch.cli import environment, refresh
+from cbatch.cli import refresh
 from cbatch.errors import JobError, RunStopped
 from cbatch.job import Limits
 from cbatch.plan import UNKNOWN_TOKENS_PER_S, _seconds

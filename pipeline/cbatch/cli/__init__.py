@@ -77,8 +77,7 @@ def cli(ctx: click.Context) -> None:
 
     Runs survive kill -9, keep to the account's rate limits, and measure every answer.
     """
-    from cbatch import catalog
-    from cbatch.cli import environment
+    from cbatch import catalog, environment
 
     catalog.overlay(environment.catalog_file())
     if ctx.invoked_subcommand in PRICED and (problem := catalog.overlay_problem()):

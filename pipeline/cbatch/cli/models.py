@@ -10,11 +10,9 @@ from typing import Any
 
 import click
 
-from cbatch import catalog
-from cbatch.cli import environment, refresh
+from cbatch import catalog, environment
+from cbatch.cli import refresh
 from cbatch.cli.shared import (
-    LOCAL,
-    Connection,
     api_errors,
     connection_options,
     json_option,
@@ -22,6 +20,7 @@ from cbatch.cli.shared import (
     run_async,
 )
 from cbatch.cli.words import plural
+from cbatch.connection import LOCAL, Connection
 from cbatch.errors import APIError, JobError
 
 Entries = list[dict[str, Any]]

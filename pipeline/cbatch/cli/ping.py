@@ -10,8 +10,9 @@ import click
 import orjson
 
 from cbatch import catalog
-from cbatch.cli.shared import Connection, api_errors, connection_options, json_option, print_json, run_async
+from cbatch.cli.shared import api_errors, connection_options, json_option, print_json, run_async
 from cbatch.cli.words import duration, rate
+from cbatch.connection import Connection
 from cbatch.errors import RunStopped
 from cbatch.measure import ratio
 

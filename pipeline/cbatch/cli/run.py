@@ -16,12 +16,13 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from cbatch import jobfile
-from cbatch.cli import environment, say
+from cbatch import environment, jobfile
+from cbatch.cli import say
 from cbatch.cli.loads import as_load, with_prompts
 from cbatch.cli.progress import watch
-from cbatch.cli.shared import Connection, Shared, connection_options, json_option, print_json, run_async
+from cbatch.cli.shared import connection_options, json_option, print_json, run_async
 from cbatch.cli.words import count, duration, money, plural, printable, rate, where_time_went
+from cbatch.connection import Connection, Shared
 from cbatch.engine import Run
 from cbatch.errors import JobError
 from cbatch.job import Job

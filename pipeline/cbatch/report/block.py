@@ -94,7 +94,8 @@ def _sheet(evidence: Evidence, found: Findings) -> Sheet:
 def _about(evidence: Evidence, f: Figures) -> str:
     info = evidence.info
     models = ", ".join(f.models) if len(f.models) <= 2 else f"{len(f.models)} models"
-    when = f"{info['sessions'][0]['started_at'][:16]}Z" if info.get("sessions") else ""
+    # A session that was killed before its first heartbeat left no time.
+    when = next((f"{s['started_at'][:16]}Z" for s in info.get("sessions") or () if s.get("started_at")), "")
     recipe = f"recipe {info['recipe'][:6]}" if info.get("recipe") else ""
     source = info.get("source") or {}
     prompts = f"prompts {source['sha256'][:4]} ({source.get('rows', 0):,})" if source.get("sha256") else ""

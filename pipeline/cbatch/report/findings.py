@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cbatch.errors import JobError
@@ -32,7 +32,10 @@ def find(evidence: Evidence, slo: Sequence[Gate] = ()) -> Findings:
     """The findings of a run, held to the gates of its job and to further ones. Raises JobError."""
     is_load = evidence.load is not None
     everything = figures(evidence)
-    verdict = judge(everything, is_load=is_load)
+    search = (evidence.load or {}).get("search") or {}
+    # In a search it is about the load that was found: those above it were to fail.
+    best = [level for level in everything.levels if level.level == search.get("best")]
+    verdict = judge(replace(everything, levels=best) if best else everything, is_load=is_load)
     asked = demanded(evidence.info, slo)
     outcomes = evaluate(asked, evidence, everything)
     if verdict.client_bound:
@@ -40,7 +43,7 @@ def find(evidence: Evidence, slo: Sequence[Gate] = ()) -> Findings:
     code = 0
     if verdict.state == "INVALID" and (outcomes or is_load):
         code = NOT_VALID
-    elif any(outcome.passed is not True for outcome in outcomes):
+    elif any(outcome.passed is not True for outcome in outcomes) or (search and search.get("best") is None):
         code = GATE_MISSED
     return Findings(
         figures=withhold(everything, is_load=is_load),

@@ -95,7 +95,7 @@ async def send_stream(
     if fault == "close_connection":
         response.force_close()
     await response.prepare(delivery.request)
-    # Between the role chunk and the last token, the finish chunk and [DONE] right behind it, lies all of the generation.
+    # Between the role chunk and the last token, with the finish chunk and [DONE] behind it, lies all of the generation.
     every_s = 0.0 if timing.instant else timing.completion_s * (1 - silent) / max(1, len(events) - 3)
     if silent and not timing.instant:
         await response.write(events[0])

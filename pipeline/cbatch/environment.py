@@ -26,13 +26,13 @@ def find_key(key_file: Path | None, job_folder: Path | None) -> str | None:
     if key_file is not None:
         return _from_file(key_file, needed=True)
     if (value := os.environ.get(KEY_NAME)) is not None and value != "":
-        return _checked(value, f"the environment variable {KEY_NAME}")
+        return checked(value, f"the environment variable {KEY_NAME}")
     folders = [job_folder] if job_folder else []
     for folder in (*folders, Path.cwd()):
         for name in (".env.local", ".env"):
             path = folder / name
             if path.is_file() and (found := _from_env_file(path)):
-                return _checked(found, str(path))
+                return checked(found, str(path))
     return _from_file(_config_file(), needed=False)
 
 
@@ -132,10 +132,11 @@ def _from_file(path: Path, *, needed: bool) -> str | None:
     except (OSError, UnicodeDecodeError):
         raise KeyProblem(f"{path}: the key file cannot be read as text") from None
     # Editors and `echo` end a file with a newline; that is not part of the key.
-    return _checked(text.strip(), str(path))
+    return checked(text.strip(), str(path))
 
 
-def _checked(key: str, place: str) -> str:
+def checked(key: str, place: str) -> str:
+    """The key, if it can be one. Raises KeyProblem that names the place and not the key."""
     if not key:
         raise KeyProblem(f"{place} is empty", hint="put the API key there")
     if any(c in "\r\n" for c in key):
