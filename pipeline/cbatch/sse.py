@@ -117,7 +117,8 @@ def read_stream(reply: Reply) -> Completion:
     calls = _Calls()
     finish_reason: str | None = None
     done = False
-    last: dict[str, Any] = {}  # of what chunks repeat, the last that was said
+    usage = time_info = None
+    about: dict[str, Any] | None = None  # the first chunk with an id: what all of them repeat
     for name, data, end in events(reply.body):
         if data == b"[DONE]":
             done = True
@@ -137,9 +138,10 @@ def read_stream(reply: Reply) -> Completion:
         choices = chunk.get("choices")
         if name == b"error" or chunk.get("error") or (choices is None and ("message" in chunk or "detail" in chunk)):
             raise _error(chunk, reply)
-        for key in ("usage", "time_info", "id", "model", "system_fingerprint"):
-            if (value := chunk.get(key)) is not None:
-                last[key] = value
+        usage = chunk.get("usage") or usage
+        time_info = chunk.get("time_info") or time_info
+        if about is None and chunk.get("id") is not None:
+            about = chunk
         choice = _first_choice(choices)
         if choice is None:
             continue
@@ -167,16 +169,17 @@ def read_stream(reply: Reply) -> Completion:
         )
         raise APIResponseError(f"the stream ended without {missing}", code="truncated", truncated=True)
     tool_calls = calls.whole()
+    about = about or {}
     return Completion(
         text="".join(text) if text else None,  # as in an answer in one piece: "" was said, None was not
         reasoning="".join(reasoning) or None,
         tool_calls=tool_calls or None,
         finish_reason=finish_reason,
-        usage=read_usage(last.get("usage")),
-        time_info=read_time_info(last.get("time_info")),
-        request_id=text_of(last.get("id")),
-        served_model=text_of(last.get("model")),
-        system_fingerprint=text_of(last.get("system_fingerprint")),
+        usage=read_usage(usage),
+        time_info=read_time_info(time_info),
+        request_id=text_of(about.get("id")),
+        served_model=text_of(about.get("model")),
+        system_fingerprint=text_of(about.get("system_fingerprint")),
         headers=reply.headers,
         stream=marks.found(),
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def test_a_ladder_goes_round_all_levels_for_every_repeat(load: JobFolder) -> Non
     assert result.code == 0, result.err
     found = check_blocks(load)
     assert [(block["level"], block["repeat"]) for block in found] == [(1, 0), (6, 0), (1, 1), (6, 1)]
-    for block, later in zip(found, found[1:], strict=False):
+    for block, later in pairwise(found):
         assert begun(block) + block["warmup_s"] + block["measured_s"] <= begun(later) + 0.002
     for block in found:
         assert block["measured_s"] == pytest.approx(0.3, abs=0.05)
@@ -203,7 +203,7 @@ def test_an_open_loop_keeps_to_its_clock(load: JobFolder) -> None:
     assert (block["unit"], block["level"], block["requests"]) == ("requests/s", 50, 20)
     assert (block["measured_s"], block["warmup_s"]) == (0.4, 0.1)
     due = sorted(intended(row) for row in load.results())
-    assert [b - a for a, b in zip(due, due[1:], strict=False)] == [pytest.approx(0.02, abs=1e-4)] * (len(due) - 1)
+    assert [b - a for a, b in pairwise(due)] == [pytest.approx(0.02, abs=1e-4)] * (len(due) - 1)
     assert all(row["sched_lag_s"] >= 0 for row in load.results())
 
 
@@ -233,7 +233,7 @@ def test_a_server_that_stalls_does_not_move_the_clock(job: JobFolder, sims: Sims
     rows = sorted(job.results(), key=intended)
     assert block["requests"] == len(rows) == 16
     due = [intended(row) for row in rows]
-    assert [b - a for a, b in zip(due, due[1:], strict=False)] == [pytest.approx(0.025, abs=1e-4)] * 15
+    assert [b - a for a, b in pairwise(due)] == [pytest.approx(0.025, abs=1e-4)] * 15
     assert most_at_once(on_the_wire(rows)) == 2
     for row in rows:
         assert row["response_s"] == pytest.approx(row["sched_lag_s"] + row["attempts_s"] + row["latency_s"], abs=1e-4)
@@ -725,6 +725,6 @@ def test_the_folder_of_a_run_that_was_deleted_is_not_needed(load: JobFolder, tmp
     """A moved load run is still one: nothing in it names where it was."""
     assert load.execute().code == 0
     there = tmp_path / "moved"
-    os.rename(load.run.path, there)
+    load.run.path.rename(there)
     load.run = type(load.run)(there)
     check_blocks(load)

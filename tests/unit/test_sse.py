@@ -27,6 +27,7 @@ from cbatch.errors import (
 from cbatch.replies import Reply
 from cbatch.schema import Completion, StreamMarks, TimeInfo, Usage
 from cbatch.sse import events, is_stream, read_stream
+from cbatch.transport import OnRead
 
 USAGE = {
     "total_tokens": 12,
@@ -766,7 +767,9 @@ class Answering:
     def __init__(self, body: bytes, status: int = 200) -> None:
         self._reply = replace(in_one(body), status=status)
 
-    async def exchange(self, method: str, url: str, body: bytes | None, deadline_s: float) -> Reply:
+    async def exchange(
+        self, method: str, url: str, body: bytes | None, deadline_s: float, on_read: OnRead | None = None
+    ) -> Reply:
         return self._reply
 
 

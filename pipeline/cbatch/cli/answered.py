@@ -9,6 +9,9 @@ from cbatch.cli.words import duration, money, plural, rate
 
 if TYPE_CHECKING:
     from cbatch.library import Answer
+    from cbatch.schema import Usage
+
+LONG_WAIT_S = 0.5  # for the account's limits: worth a word
 
 SOURCES = {
     "server": "by the server's clock",
@@ -26,28 +29,36 @@ def harmless(text: str) -> str:
     return text.translate(_PICTURES)
 
 
-def speed(answer: Answer) -> str:
+def speed(tokens_per_s: float | None, source: str | None) -> str:
     """Tokens per second and whose clock says so; empty where nothing does."""
-    if answer.tokens_per_s is None:
-        return ""
-    return f"{rate(answer.tokens_per_s)} tokens/s {SOURCES.get(answer.tokens_per_s_source or '', '')}".rstrip()
+    return "" if tokens_per_s is None else f"{rate(tokens_per_s)} tokens/s {SOURCES.get(source or '', '')}".rstrip()
 
 
-def figures(answer: Answer) -> str:
+def figures(
+    *,
+    tokens_per_s: float | None,
+    source: str | None,
+    ttft_s: float | None,
+    latency_s: float | None,
+    usage: Usage,
+    cost_usd: float | None,
+    attempts: int | None = None,
+    wait_s: float | None = None,
+) -> str:
     """One line: speed, times, tokens, cost; what was not measured is left out."""
-    metrics, usage = answer.metrics, answer.usage
-    parts = [speed(answer)]
-    if metrics.ttft_s is not None:
-        parts.append(f"first token {duration(metrics.ttft_s)}")
-    parts.append(f"{duration(metrics.latency_s)} in all")
+    parts = [speed(tokens_per_s, source)]
+    if ttft_s is not None:
+        parts.append(f"first token {duration(ttft_s)}")
+    if latency_s is not None:
+        parts.append(f"{duration(latency_s)} in all")
     if usage.completion_tokens is not None:
-        parts.append(f"{usage.prompt_tokens or 0:,} + {usage.completion_tokens:,} tokens")
-    if answer.cost_usd is not None:
-        parts.append(money(answer.cost_usd))
-    if metrics.wait_s and metrics.wait_s >= 0.5:
-        parts.append(f"waited {duration(metrics.wait_s)} for the limits")
-    if metrics.attempts and metrics.attempts > 1:
-        parts.append(plural(metrics.attempts, "attempt"))
+        parts.append(f"{usage.prompt_tokens or 0:,} tokens in, {usage.completion_tokens:,} out")
+    if cost_usd is not None:
+        parts.append(money(cost_usd))
+    if wait_s is not None and wait_s >= LONG_WAIT_S:
+        parts.append(f"waited {duration(wait_s)} for the limits")
+    if attempts is not None and attempts > 1:
+        parts.append(plural(attempts, "attempt"))
     return " · ".join(part for part in parts if part)
 
 

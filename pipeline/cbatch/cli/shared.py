@@ -54,7 +54,7 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
     # is alive now stays, and young garbage is looked at 100 x less often.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(70_000, 50, 50)
+    gc.set_threshold(5_000, 200, 50)
     with asyncio.Runner(loop_factory=factory) as runner:
         try:
             return runner.run(main)

@@ -95,7 +95,7 @@ def _about(evidence: Evidence, f: Figures) -> str:
     info = evidence.info
     models = ", ".join(f.models) if len(f.models) <= 2 else f"{len(f.models)} models"
     # A session that was killed before its first heartbeat left no time.
-    when = next((f"{s['started_at'][:16]}Z" for s in info.get("sessions") or () if s.get("started_at")), "")
+    when = next((f"{one['started_at'][:16]}Z" for one in info.get("sessions") or () if one.get("started_at")), "")
     recipe = f"recipe {info['recipe'][:6]}" if info.get("recipe") else ""
     source = info.get("source") or {}
     prompts = f"prompts {source['sha256'][:4]} ({source.get('rows', 0):,})" if source.get("sha256") else ""

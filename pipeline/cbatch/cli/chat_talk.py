@@ -1,0 +1,297 @@
+"""A chat, whatever it is shown on: typed lines become messages and commands, answers are streamed.
+
+An answer, like everything that waits for the network, is a task of its own: Ctrl-C cancels the task
+and not the program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from cbatch.cli.answered import figures, speed
+from cbatch.cli.chat_commands import help_lines, message_of, read_command
+from cbatch.cli.chat_screen import Screen
+from cbatch.cli.words import count, duration, money, plural
+from cbatch.conversations import ConversationClient, Message, MessageStream, SessionEnded, UnknownModel
+from cbatch.errors import CbatchError, JobError
+
+SHOWN_MESSAGES = 2  # of a session that goes on: the last question and its answer
+
+
+class Talk:
+    """One chat: a session, started by its first message, and the screen."""
+
+    def __init__(
+        self,
+        conversations: ConversationClient,
+        screen: Screen,
+        *,
+        model: str,
+        system: str | None,
+        params: dict[str, Any],
+        reasoning: bool,
+        quiet: bool,
+    ) -> None:
+        self._conversations = conversations
+        self._screen = screen
+        self._model, self._system, self._params = model, system, params
+        self._reasoning, self._quiet = reasoning, quiet
+        self._session: str | None = None
+        self._turns = 0
+        self._cost_usd: float | None = None
+        self._work: asyncio.Task[Any] | None = None
+        self._stopping = False
+        self.models: list[str] = []  # for completion
+
+    # -- before and after ----------------------------------------------------------------------------
+
+    async def resume(self, session_id: str, *, model: str | None) -> None:
+        """Go on with a saved session. Raises UnknownSession, SessionEnded."""
+        session = await self._conversations.get_session(session_id)
+        if session.ended_at is not None:
+            raise SessionEnded(
+                f"{session.id}: the session was ended on {session.ended_at:%Y-%m-%d %H:%M} UTC",
+                hint=f"read it with `cbatch sessions show {session.id}`, or start a new one with `cbatch chat`",
+            )
+        self._session, self._turns = session.id, session.turns
+        if model is not None and model != session.model:
+            await self._conversations.switch_model(session.id, model)
+        self._model = model or session.model
+        if self._system is not None:
+            await self._conversations.set_system(session.id, self._system)
+        self._system = self._system if self._system is not None else session.system
+        await self._count()
+
+    async def greet(self) -> None:
+        """Say where we are. Raises AuthenticationError, UnknownModel: better now than after a page was typed."""
+        await self._look_at_models()
+        screen = self._screen
+        screen.note(f"{self._model} · /help shows the commands · Ctrl-D leaves")
+        if self._session is None:
+            return
+        screen.note(f"session {self._session} goes on, after {plural(self._turns, 'message')}")
+        for message in await self._conversations.get_chat_history(self._session, SHOWN_MESSAGES):
+            if message.role == "user":
+                screen.typed(message.content)
+            else:
+                screen.markdown(message.content)
+
+    def status(self) -> str:
+        """One line, for below the input."""
+        parts = [self._model]
+        if self._session is not None:
+            parts += [self._session, plural(self._turns, "message")]
+        if self._cost_usd is not None:
+            parts.append(money(self._cost_usd))
+        return " · ".join(parts)
+
+    async def run(self) -> None:
+        """Until there is nothing more to read, or /exit. Raises what goes wrong where nobody can react."""
+        while (line := await self._screen.read()) is not None:
+            if not line.strip():
+                continue
+            try:
+                goes_on = await self._stoppable(self._handle(line))
+            except CbatchError as error:
+                if not self._screen.interactive:
+                    raise
+                self._screen.fail(error)
+            else:
+                if not goes_on:
+                    break
+        if self._screen.interactive and self._session is not None and self._turns:
+            self._screen.note(f"saved; `cbatch chat --session-id {self._session}` goes on")
+
+    def interrupt(self) -> bool:
+        """Ctrl-C: stop what is under way. Returns whether anything was."""
+        if self._work is None:
+            return False
+        if not self._stopping:  # a second one must not cut off what saves the answer
+            self._stopping = True
+            self._work.cancel()
+        return True
+
+    async def _stoppable(self, work: Coroutine[Any, Any, bool]) -> bool:
+        task = self._work = asyncio.ensure_future(work)
+        self._stopping = False
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:  # the program ends: what came of an answer is saved first
+            task.cancel()
+            await asyncio.wait({task})
+            raise
+        finally:
+            self._work = None
+        if not task.cancelled():
+            return task.result()
+        self._screen.note("stopped")
+        if not self._screen.interactive:
+            raise KeyboardInterrupt
+        return True
+
+    # -- messages ------------------------------------------------------------------------------------
+
+    async def _handle(self, line: str) -> bool:
+        """Do what a line says; False where it is to leave."""
+        command = read_command(line)
+        if command is None:
+            session = await self._open()
+            await self._show(self._conversations.stream_message(session, message_of(line), **self._params))
+            return True
+        name, argument = command
+        if name == "exit":
+            return False
+        await getattr(self, f"_{name}_command")(argument)
+        return True
+
+    async def _open(self) -> str:
+        if self._session is None:
+            self._session = await self._conversations.start_new_session(model=self._model, system=self._system)
+        return self._session
+
+    async def _show(self, stream: MessageStream) -> None:
+        async with stream:
+            try:
+                await self._screen.stream(aiter(stream), reasoning=self._reasoning)
+                message = await stream.message()
+            finally:
+                await self._count()
+        self._remark(message)
+
+    def _remark(self, message: Message) -> None:
+        if message.left_out:
+            self._screen.note(f"{plural(message.left_out, 'earlier turn')} left out: too long for the model's context")
+        if message.finish_reason == "length":
+            self._screen.note("cut: the answer reached the most tokens it may have; --max-tokens allows more")
+        elif not message.content:
+            self._screen.note(f"no text (finish_reason {message.finish_reason})")
+        if not self._quiet:
+            line = figures(
+                tokens_per_s=message.tokens_per_s,
+                source=message.tokens_per_s_source,
+                ttft_s=message.ttft_s,
+                latency_s=message.latency_s,
+                usage=message.usage,
+                cost_usd=message.cost_usd,
+                attempts=message.attempts,
+            )
+            self._screen.note(line)
+
+    async def _count(self) -> None:
+        """What the line below the input says; not worth an error."""
+        assert self._session is not None
+        with suppress(CbatchError):
+            self._turns = (await self._conversations.get_session(self._session)).turns
+            self._cost_usd = (await self._conversations.get_usage_metrics(self._session)).cost_usd
+
+    # -- commands ------------------------------------------------------------------------------------
+
+    async def _help_command(self, _: str) -> None:
+        self._screen.tell(help_lines(self._screen.keys))
+
+    async def _model_command(self, model: str) -> None:
+        if not model:
+            cards = await self._conversations.list_available_models()
+            self.models = [card.id for card in cards]
+            width = max([len(card.id) for card in cards], default=0)
+            self._screen.tell(
+                [
+                    f"{'*' if card.id == self._model else ' '} {card.id:<{width}}  {count(card.context_tokens):>8} tokens"
+                    + (
+                        f"  ${card.input_usd_per_mtok:.2f} in, ${card.output_usd_per_mtok:.2f} out per million"
+                        if card.input_usd_per_mtok is not None and card.output_usd_per_mtok is not None
+                        else ""
+                    )
+                    for card in sorted(cards, key=lambda card: card.id)
+                ]
+            )
+            return
+        if self._session is not None:
+            await self._conversations.switch_model(self._session, model)
+        else:
+            await self._check(model)
+        self._model = model
+        self._screen.note(f"{model} answers from now on")
+
+    async def _system_command(self, text: str) -> None:
+        if not text:
+            self._screen.tell([self._system or "no system prompt; /system TEXT sets one"])
+            return
+        system = None if text == "-" else text
+        if self._session is not None:
+            await self._conversations.set_system(self._session, system)
+        self._system = system
+        self._screen.note("the system prompt holds from the next message on" if system else "no system prompt")
+
+    async def _retry_command(self, _: str) -> None:
+        await self._show(self._conversations.retry_message(self._started("ask again")))
+
+    async def _reasoning_command(self, word: str) -> None:
+        if word not in ("", "on", "off"):
+            raise JobError(f"/reasoning: read {word!r}", hint="accepted: on, off, or nothing to change it")
+        self._reasoning = not self._reasoning if not word else word == "on"
+        self._screen.note(f"reasoning is {'shown' if self._reasoning else 'hidden'}")
+
+    async def _metrics_command(self, _: str) -> None:
+        session = self._started("count")
+        used = await self._conversations.get_usage_metrics(session)
+        troubled = [
+            f"{number:,} {word}"
+            for word, number in (("stopped", used.stopped), ("failed", used.failed), ("unknown", used.unknown))
+            if number
+        ]
+        calls = ", ".join([plural(used.calls, "call"), *troubled])
+        models = ", ".join(f"{model} {number:,}" for model, number in used.models.items())
+        lines = [
+            f"session  {session}",
+            f"calls    {calls} ({models})" if models else f"calls    {calls}",
+            f"tokens   {used.prompt_tokens:,} in ({used.cached_tokens:,} from the cache), "
+            f"{used.completion_tokens:,} out ({used.reasoning_tokens:,} reasoning)",
+            f"cost     {money(used.cost_usd)}",
+        ]
+        if used.tokens_per_s is not None:
+            lines.append(f"speed    {speed(used.tokens_per_s, None)}, {duration(used.latency_s)} an answer")
+        self._screen.tell(lines)
+
+    async def _summarize_command(self, _: str) -> None:
+        text = await self._conversations.summarize_conversation(self._started("summarize"))
+        self._screen.markdown(text)
+        await self._count()
+
+    async def _export_command(self, name: str) -> None:
+        session = self._started("export")
+        path = Path(name or f"{session}.txt").expanduser()
+        kind = "json" if path.suffix.lower() == ".json" else "text"
+        text = await self._conversations.export_chat_history(session, "json" if kind == "json" else "text")
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text if text.endswith("\n") else text + "\n")
+        except FileExistsError:
+            raise JobError(f"{path} exists already", hint="name another file: /export FILE") from None
+        except OSError as exc:
+            raise JobError(f"{path}: {exc.strerror}", hint="name another file: /export FILE") from None
+        self._screen.note(f"written: {path.resolve()}")
+
+    async def _new_command(self, _: str) -> None:
+        if self._session is not None:
+            self._screen.note(f"{self._session} is saved")
+        self._session, self._turns, self._cost_usd = None, 0, None
+        self._screen.note("a new session begins with your next message")
+
+    def _started(self, what: str) -> str:
+        if self._session is None:
+            raise JobError(f"nothing to {what} yet", hint="ask something first")
+        return self._session
+
+    async def _look_at_models(self) -> None:
+        await self._check(self._model)
+
+    async def _check(self, model: str) -> None:
+        """Raise UnknownModel if the server's own list does not have `model`."""
+        self.models = [card.id for card in await self._conversations.list_available_models()]
+        if self.models and model not in self.models:
+            raise UnknownModel(model)
