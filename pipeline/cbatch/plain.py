@@ -34,7 +34,7 @@ except ImportError:  # a later aiohttp: the session does it all
     HttpResponseParser = None  # type: ignore[assignment, misc]
 
 MAX_BODY_BYTES = 1 << 30  # of an answer, decompressed: 1 GB is an attack, not a completion
-PROVEN, RESTED_S = 3, 0.005  # answers on a connection, and rest, within which it is trusted
+PROVEN, RESTED_S = 3, 0.5  # answers on a connection, and rest, within which it is trusted
 JOINED_BYTES = 1 << 16  # a body up to this size is written in one piece with its head
 HELD_BYTES = 1 << 20  # so much of an answer is kept unparsed at most
 _ENCODINGS = ("gzip", "deflate")  # we ask for none; a proxy may do it anyway

@@ -33,6 +33,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "schema": ("schema", "Print the JSON Schema of job.yaml, for editors."),
     "models": ("models", "List the models this key sees, with prices."),
     "ping": ("ping", "Test key, endpoint and speed with one request."),
+    "ask": ("ask", "Ask one prompt; the answer is streamed to stdout."),
+    "chat": ("chat", "Chat with a model; conversations are saved."),
+    "sessions": ("sessions", "Saved conversations: list, show, export, end."),
     "sim": ("sim", "Serve a local Cerebras: same wire format, limits, faults."),
 }
 PRICED = ("run", "plan", "models")  # the commands that read the catalog; not sim, which a run starts for itself

@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 
 LONG_WAIT_S = 0.5  # for the account's limits: worth a word
 
-SOURCES = {
-    "server": "by the server's clock",
-    "client": "by this client's clock",
-    "e2e": "from request to end",
-}
+SOURCES = {"server": "server", "client": "client", "e2e": "whole request"}  # whose clock a speed is by
 
 # What moves the cursor, rings the bell or renames the window, as a picture of itself; line ends and tabs stay.
 _PICTURES = {i: 0x2400 + i for i in range(32)} | {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
@@ -31,7 +27,9 @@ def harmless(text: str) -> str:
 
 def speed(tokens_per_s: float | None, source: str | None) -> str:
     """Tokens per second and whose clock says so; empty where nothing does."""
-    return "" if tokens_per_s is None else f"{rate(tokens_per_s)} tokens/s {SOURCES.get(source or '', '')}".rstrip()
+    if tokens_per_s is None:
+        return ""
+    return f"{rate(tokens_per_s)} tokens/s" + (f" ({SOURCES.get(source, source)})" if source else "")
 
 
 def figures(
@@ -47,12 +45,12 @@ def figures(
 ) -> str:
     """One line: speed, times, tokens, cost; what was not measured is left out."""
     parts = [speed(tokens_per_s, source)]
-    if ttft_s is not None:
-        parts.append(f"first token {duration(ttft_s)}")
+    times = [f"first token {duration(ttft_s)}"] if ttft_s is not None else []
     if latency_s is not None:
-        parts.append(f"{duration(latency_s)} in all")
+        times.append(f"all {duration(latency_s)}")
+    parts.append(", ".join(times))
     if usage.completion_tokens is not None:
-        parts.append(f"{usage.prompt_tokens or 0:,} tokens in, {usage.completion_tokens:,} out")
+        parts.append(f"{usage.prompt_tokens or 0:,} in, {usage.completion_tokens:,} out")
     if cost_usd is not None:
         parts.append(money(cost_usd))
     if wait_s is not None and wait_s >= LONG_WAIT_S:

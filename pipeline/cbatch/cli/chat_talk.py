@@ -7,10 +7,11 @@ and not the program.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import difflib
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cbatch.cli.answered import figures, speed
 from cbatch.cli.chat_commands import help_lines, message_of, read_command
@@ -18,6 +19,9 @@ from cbatch.cli.chat_screen import Screen
 from cbatch.cli.words import count, duration, money, plural
 from cbatch.conversations import ConversationClient, Message, MessageStream, SessionEnded, UnknownModel
 from cbatch.errors import CbatchError, JobError
+
+if TYPE_CHECKING:
+    from cbatch.library import ModelCard
 
 SHOWN_MESSAGES = 2  # of a session that goes on: the last question and its answer
 
@@ -28,18 +32,16 @@ class Talk:
     def __init__(
         self,
         conversations: ConversationClient,
-        screen: Screen,
         *,
         model: str,
         system: str | None,
         params: dict[str, Any],
         reasoning: bool,
-        quiet: bool,
     ) -> None:
         self._conversations = conversations
-        self._screen = screen
+        self._screen: Screen
         self._model, self._system, self._params = model, system, params
-        self._reasoning, self._quiet = reasoning, quiet
+        self._reasoning = reasoning
         self._session: str | None = None
         self._turns = 0
         self._cost_usd: float | None = None
@@ -47,38 +49,28 @@ class Talk:
         self._stopping = False
         self.models: list[str] = []  # for completion
 
-    # -- before and after ----------------------------------------------------------------------------
+    async def run(self, screen: Screen, *, session_id: str | None, model: str | None) -> None:
+        """Until there is nothing more to read, or /exit; goes on with a saved session where one is given.
 
-    async def resume(self, session_id: str, *, model: str | None) -> None:
-        """Go on with a saved session. Raises UnknownSession, SessionEnded."""
-        session = await self._conversations.get_session(session_id)
-        if session.ended_at is not None:
-            raise SessionEnded(
-                f"{session.id}: the session was ended on {session.ended_at:%Y-%m-%d %H:%M} UTC",
-                hint=f"read it with `cbatch sessions show {session.id}`, or start a new one with `cbatch chat`",
-            )
-        self._session, self._turns = session.id, session.turns
-        if model is not None and model != session.model:
-            await self._conversations.switch_model(session.id, model)
-        self._model = model or session.model
-        if self._system is not None:
-            await self._conversations.set_system(session.id, self._system)
-        self._system = self._system if self._system is not None else session.system
-        await self._count()
-
-    async def greet(self) -> None:
-        """Say where we are. Raises AuthenticationError, UnknownModel: better now than after a page was typed."""
-        await self._look_at_models()
-        screen = self._screen
-        screen.note(f"{self._model} · /help shows the commands · Ctrl-D leaves")
-        if self._session is None:
-            return
-        screen.note(f"session {self._session} goes on, after {plural(self._turns, 'message')}")
-        for message in await self._conversations.get_chat_history(self._session, SHOWN_MESSAGES):
-            if message.role == "user":
-                screen.typed(message.content)
-            else:
-                screen.markdown(message.content)
+        Raises what goes wrong where nobody is there to react.
+        """
+        self._screen = screen
+        if session_id is not None:
+            await self._resume(session_id, model)
+        if screen.interactive:
+            await self._greet()
+        while (line := await screen.read()) is not None:
+            if not line.strip():
+                continue
+            try:
+                if not await self._stoppable(self._handle(line)):
+                    break
+            except CbatchError as error:
+                if not screen.interactive:
+                    raise
+                screen.fail(error)
+        if screen.interactive and self._session is not None and self._turns:
+            screen.note(f"saved; `cbatch chat --session-id {self._session}` goes on")
 
     def status(self) -> str:
         """One line, for below the input."""
@@ -88,23 +80,6 @@ class Talk:
         if self._cost_usd is not None:
             parts.append(money(self._cost_usd))
         return " · ".join(parts)
-
-    async def run(self) -> None:
-        """Until there is nothing more to read, or /exit. Raises what goes wrong where nobody can react."""
-        while (line := await self._screen.read()) is not None:
-            if not line.strip():
-                continue
-            try:
-                goes_on = await self._stoppable(self._handle(line))
-            except CbatchError as error:
-                if not self._screen.interactive:
-                    raise
-                self._screen.fail(error)
-            else:
-                if not goes_on:
-                    break
-        if self._screen.interactive and self._session is not None and self._turns:
-            self._screen.note(f"saved; `cbatch chat --session-id {self._session}` goes on")
 
     def interrupt(self) -> bool:
         """Ctrl-C: stop what is under way. Returns whether anything was."""
@@ -127,11 +102,42 @@ class Talk:
         finally:
             self._work = None
         if not task.cancelled():
-            return task.result()
+            return bool(task.result())
         self._screen.note("stopped")
-        if not self._screen.interactive:
-            raise KeyboardInterrupt
         return True
+
+    # -- before the first message -------------------------------------------------------------------
+
+    async def _resume(self, session_id: str, model: str | None) -> None:
+        """Go on with a saved session. Raises UnknownSession, SessionEnded."""
+        session = await self._conversations.get_session(session_id)
+        if session.ended_at is not None:
+            raise SessionEnded(
+                f"{session.id}: the session was ended on {session.ended_at:%Y-%m-%d %H:%M} UTC",
+                hint=f"read it with `cbatch sessions show {session.id}`, or start a new one with `cbatch chat`",
+            )
+        self._session, self._turns = session.id, session.turns
+        if model is not None and model != session.model:
+            await self._conversations.switch_model(session.id, model)
+        self._model = model or session.model
+        if self._system is not None:
+            await self._conversations.set_system(session.id, self._system)
+        self._system = self._system if self._system is not None else session.system
+        await self._count()
+
+    async def _greet(self) -> None:
+        """Say where we are. Raises what a wrong key or model does: better now than after a page was typed."""
+        await self._check(self._model)
+        screen = self._screen
+        screen.note(f"{self._model} · /help shows the commands · Ctrl-D leaves")
+        if self._session is None:
+            return
+        screen.note(f"session {self._session} goes on, after {plural(self._turns, 'message')}")
+        for message in await self._conversations.get_chat_history(self._session, SHOWN_MESSAGES):
+            if message.role == "user":
+                screen.typed(message.content)
+            else:
+                screen.markdown(message.content)
 
     # -- messages ------------------------------------------------------------------------------------
 
@@ -169,17 +175,16 @@ class Talk:
             self._screen.note("cut: the answer reached the most tokens it may have; --max-tokens allows more")
         elif not message.content:
             self._screen.note(f"no text (finish_reason {message.finish_reason})")
-        if not self._quiet:
-            line = figures(
-                tokens_per_s=message.tokens_per_s,
-                source=message.tokens_per_s_source,
-                ttft_s=message.ttft_s,
-                latency_s=message.latency_s,
-                usage=message.usage,
-                cost_usd=message.cost_usd,
-                attempts=message.attempts,
-            )
-            self._screen.note(line)
+        line = figures(
+            tokens_per_s=message.tokens_per_s,
+            source=message.tokens_per_s_source,
+            ttft_s=message.ttft_s,
+            latency_s=message.latency_s,
+            usage=message.usage,
+            cost_usd=message.cost_usd,
+            attempts=message.attempts,
+        )
+        self._screen.note(line)
 
     async def _count(self) -> None:
         """What the line below the input says; not worth an error."""
@@ -197,18 +202,7 @@ class Talk:
         if not model:
             cards = await self._conversations.list_available_models()
             self.models = [card.id for card in cards]
-            width = max([len(card.id) for card in cards], default=0)
-            self._screen.tell(
-                [
-                    f"{'*' if card.id == self._model else ' '} {card.id:<{width}}  {count(card.context_tokens):>8} tokens"
-                    + (
-                        f"  ${card.input_usd_per_mtok:.2f} in, ${card.output_usd_per_mtok:.2f} out per million"
-                        if card.input_usd_per_mtok is not None and card.output_usd_per_mtok is not None
-                        else ""
-                    )
-                    for card in sorted(cards, key=lambda card: card.id)
-                ]
-            )
+            self._screen.tell(_table(cards, self._model))
             return
         if self._session is not None:
             await self._conversations.switch_model(self._session, model)
@@ -264,17 +258,12 @@ class Talk:
 
     async def _export_command(self, name: str) -> None:
         session = self._started("export")
-        path = Path(name or f"{session}.txt").expanduser()
-        kind = "json" if path.suffix.lower() == ".json" else "text"
-        text = await self._conversations.export_chat_history(session, "json" if kind == "json" else "text")
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(text if text.endswith("\n") else text + "\n")
-        except FileExistsError:
-            raise JobError(f"{path} exists already", hint="name another file: /export FILE") from None
-        except OSError as exc:
-            raise JobError(f"{path}: {exc.strerror}", hint="name another file: /export FILE") from None
-        self._screen.note(f"written: {path.resolve()}")
+        path = name or f"{session}.txt"
+        text = await self._conversations.export_chat_history(
+            session, "json" if path.lower().endswith(".json") else "text"
+        )
+        written = _write(Path(path), text)
+        self._screen.note(f"written: {written}")
 
     async def _new_command(self, _: str) -> None:
         if self._session is not None:
@@ -287,11 +276,38 @@ class Talk:
             raise JobError(f"nothing to {what} yet", hint="ask something first")
         return self._session
 
-    async def _look_at_models(self) -> None:
-        await self._check(self._model)
-
     async def _check(self, model: str) -> None:
         """Raise UnknownModel if the server's own list does not have `model`."""
         self.models = [card.id for card in await self._conversations.list_available_models()]
         if self.models and model not in self.models:
-            raise UnknownModel(model)
+            near = difflib.get_close_matches(model, self.models, n=1)
+            served = f"served: {', '.join(sorted(self.models))}"
+            raise UnknownModel(
+                f"model {model!r} is not served to this key",
+                hint=f"did you mean {near[0]}? {served}" if near else served,
+            )
+
+
+def _table(cards: Sequence[ModelCard], asked: str) -> list[str]:
+    width = max([len(card.id) for card in cards], default=0)
+    lines = []
+    for card in sorted(cards, key=lambda card: card.id):
+        prices = (card.input_usd_per_mtok, card.output_usd_per_mtok)
+        price = "" if None in prices else "  ${:.2f} in, ${:.2f} out per million".format(*prices)
+        mark = "*" if card.id == asked else " "
+        lines.append(f"{mark} {card.id:<{width}}  {count(card.context_tokens):>8} tokens{price}")
+    return lines
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a new file. Raises JobError."""
+    hint = "name another file: /export FILE"
+    try:
+        path = path.expanduser()
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text if text.endswith("\n") else text + "\n")
+        return path.resolve()
+    except FileExistsError:
+        raise JobError(f"{path} exists already", hint=hint) from None
+    except (OSError, RuntimeError) as exc:  # RuntimeError: ~somebody
+        raise JobError(f"{path}: {getattr(exc, 'strerror', None) or exc}", hint=hint) from None

@@ -64,6 +64,8 @@ async def _on_terminal(runs: Sequence[Run], *, simulated: bool) -> None:
 
 async def _in_log(runs: Sequence[Run]) -> None:
     rates = {run: _Rates(run.progress) for run in runs}
+    for begun in rates.values():  # or the first line would have no rate
+        begun.now()
     while True:
         await asyncio.sleep(LOG_S)
         run = _active(runs)

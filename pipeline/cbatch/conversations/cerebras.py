@@ -27,8 +27,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
-from cbatch import catalog
 from cbatch.conversations import trim
+from cbatch.conversations.asking import Asked, Budgets, ask, reply_of
 from cbatch.conversations.interface import (
     Attachment,
     ConversationClient,
@@ -41,23 +41,18 @@ from cbatch.conversations.interface import (
     UsageMetrics,
 )
 from cbatch.conversations.lock import exclusive, is_held
-from cbatch.conversations.problems import AnswerNotSaved, SessionError, StoreError, UnknownModel
-from cbatch.conversations.prompting import check_attachments, prepare, too_long, transcript_parts
-from cbatch.conversations.store import Store, Summary, Turn, replaced
+from cbatch.conversations.problems import AnswerNotSaved, MessageTooLong, SessionError, StoreError, UnknownModel
+from cbatch.conversations.prompting import Prepared, check_attachments, prepare
+from cbatch.conversations.store import Store
+from cbatch.conversations.summary import summarize
 from cbatch.conversations.transcript import answer_of, as_json, as_text, messages_of, metrics_of
-from cbatch.errors import APIError, APIStatusError, AuthenticationError, CbatchError, PermissionDeniedError
+from cbatch.conversations.turns import Summary, Turn, replaced
+from cbatch.errors import APIStatusError, AuthenticationError, PermissionDeniedError
 
 if TYPE_CHECKING:
-    from cbatch.library import Answer, Client, Delta, ModelCard
+    from cbatch.library import Client, Delta, ModelCard
 
-TRIES = 4  # of a prompt that the server finds too long, with less history each time
 WAIT_S = 900.0  # for another terminal's answer: longer than any takes with all its retries
-SUMMARY_TOKENS = 2_048  # of a summary, reasoning included
-SUMMARIZE = (
-    "Summarize this conversation for somebody who was not there: what was asked, what was found out or decided, "
-    "what is still open. Be brief, and use the language of the conversation."
-)
-GO_ON = "This is what a summary of the conversation says so far:\n\n{}\n\nWrite one that has what follows, too:\n\n{}"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -100,7 +95,7 @@ class Conversations(ConversationClient):
         self._send_reasoning = send_reasoning
         self._wait_s = wait_s
         self._now, self._rng = now, rng or random.SystemRandom()
-        self._budgets: dict[str, trim.Budget] = {}
+        self._budgets = Budgets()
         self._cards: dict[str, ModelCard] | None = None
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._unsaved: list[tuple[str, Turn]] = []
@@ -183,7 +178,7 @@ class Conversations(ConversationClient):
         metrics = await self.get_usage_metrics(session_id)
         if format == "text":
             return as_text(session, messages, metrics)
-        summaries = await self._call(self.store.summaries, session_id)
+        summaries = [summary for summary in await self._call(self.store.summaries, session_id) if summary.upto]
         return as_json(session, messages, metrics, summaries[-1] if summaries else None, self._now())
 
     async def _messages(self, session_id: str) -> list[Message]:
@@ -226,7 +221,7 @@ class Conversations(ConversationClient):
         api = await self._api()
         waiting = self._locks.setdefault(session_id, asyncio.Lock())  # first come, first served; the file's lock is not
         lock = self.store.lock_path(session_id)
-        async with waiting, _taken(lock, self._wait_s, session_id, self.store):
+        async with waiting, exclusive(lock, self._wait_s, session_id):
             await self._call(self.store.require_room)
             turns, again = await self._call(self.store.turns, session_id), None
             if message is None:
@@ -234,30 +229,90 @@ class Conversations(ConversationClient):
                     raise SessionError(f"{session_id}: there is no message to ask again", hint="send one first")
                 again, message, attachments = turns[-1].n, turns[-1].message, turns[-1].attachments
             n = await self._call(self.store.begin, session_id, message, attachments, again, self._now())
-            async with aclosing(_Asking(self, api, n, again, turns, params, stream=stream).run(session_id)) as pieces:
+            session = await self._call(self.store.session, session_id)  # its model may have changed while we waited
+            turn = Turn(
+                n=n, state="pending", replaces=again, asked_at=self._now(), model=session.model, message=message,
+                answered_at=None, answer=None, reply=Reply(), attachments=tuple(attachments),
+            )  # fmt: skip
+            async with aclosing(self._ask(api, session, turn, turns, params, stream=stream)) as pieces:
                 async for piece in pieces:
                     yield piece
 
-    async def save(self, session_id: str, turn: Turn) -> None:
-        """Write what became of a turn. Raises AnswerNotSaved where an answer cannot be written."""
+    async def _ask(
+        self,
+        api: Client,
+        session: Session,
+        turn: Turn,
+        turns: Sequence[Turn],
+        params: Mapping[str, Any],
+        *,
+        stream: bool,
+    ) -> AsyncGenerator[Delta | Message, None]:
+        """A turn that is on disk: asked, and whatever becomes of it is written."""
+        gone = replaced(turns, turn.replaces)
+        told = [earlier for earlier in turns if earlier.counts and earlier.n not in gone]
+        model, send_reasoning = session.model, self._send_reasoning
+
+        def fitting(budget: trim.Budget, *, alone: bool) -> Prepared:
+            return prepare(
+                session.system, told, turn.message, turn.attachments, budget, send_reasoning=send_reasoning, alone=alone
+            )
+
+        if model not in self._budgets and (known := next((t for t in reversed(told) if t.model == model), None)):
+            estimate, counted = known.reply.estimate_tokens or 0, known.reply.usage.prompt_tokens
+            self._budgets[model] = self._budgets[model].learned(estimate, counted)
+        fields = self._params | dict(params)
+        text: list[str] = []
+        thought: list[str] = []
+        asked: Asked | None = None
+        try:
+            async with aclosing(ask(api, model, fitting, self._budgets, fields, stream=stream)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Asked):
+                        asked = piece
+                        continue
+                    text.append(piece.text)
+                    thought.append(piece.reasoning)
+                    yield piece
+        except MessageTooLong:
+            await self._call(self.store.withdraw, session.id, turn.n)
+            raise
+        except BaseException as exc:
+            by_user = isinstance(exc, GeneratorExit | asyncio.CancelledError | KeyboardInterrupt)
+            reply = Reply(reasoning="".join(thought) or None, error=None if by_user else str(exc) or repr(exc))
+            state: State = "stopped" if by_user else "failed"
+            with suppress(StoreError):  # what happened matters more; the turn then reads as interrupted
+                await self._finish(session.id, self._with(turn, state, "".join(text), reply))
+            raise
+        assert asked is not None
+        answer, prepared = asked.answer, asked.prepared
+        reply = reply_of(answer, prepared.estimate, prepared.left_out)
+        turn = self._with(turn, "answered", answer.text or "", reply)
+        await self._save(session.id, turn)
+        yield answer_of(session.id, turn)
+
+    def _with(self, turn: Turn, state: State, answer: str, reply: Reply) -> Turn:
+        return replace(turn, state=state, answered_at=self._now(), answer=answer, reply=reply)
+
+    async def _save(self, session_id: str, turn: Turn) -> None:
+        """Write an answer. Raises AnswerNotSaved where it cannot be written."""
         try:
             await self._finish(session_id, turn)
         except StoreError as exc:
-            if not (turn.answer or turn.reply.reasoning):
-                raise
             self._unsaved.append((session_id, turn))
             cost = f", ${turn.reply.cost_usd:.6f}" if turn.reply.cost_usd is not None else ""
-            size = f"{turn.reply.usage.completion_tokens or '?'} tokens{cost}"
             raise AnswerNotSaved(
-                f"{exc}; the answer ({size}) came and is not saved yet",
-                hint=f"{exc.hint}; as long as this program runs, its next call writes the answer",
+                f"{exc}; the answer ({turn.reply.usage.completion_tokens or '?'} tokens{cost}) came and is not saved",
+                hint=f"{exc.hint}; while this program runs, its next call writes the answer",
                 answer=answer_of(session_id, turn),
             ) from None
 
     async def _finish(self, session_id: str, turn: Turn) -> None:
-        # Not `_call`: that would write what is left over first. A thread goes on where its waiter is cancelled.
-        when = turn.answered_at or self._now()
-        await asyncio.to_thread(self.store.finish, session_id, turn.n, turn.state, turn.answer, turn.reply, when)
+        # Not by `_call`, which writes what is left over first. A thread goes on where its waiter is cancelled.
+        assert turn.answered_at is not None
+        await asyncio.to_thread(
+            self.store.finish, session_id, turn.n, turn.state, turn.answer, turn.reply, turn.answered_at
+        )
 
     # -- summaries ------------------------------------------------------------------------------
 
@@ -272,55 +327,22 @@ class Conversations(ConversationClient):
         said = [turn for turn in turns if turn.counts and turn.n not in gone]
         if not said:
             raise SessionError(f"{session_id}: nothing was answered yet", hint="there is nothing to summarize")
-        known = await self._call(self.store.summaries, session_id)
+        known = [summary for summary in await self._call(self.store.summaries, session_id) if summary.upto]
         if known and known[-1].upto == said[-1].n and model in (None, known[-1].model):
             return known[-1].text
         if model is not None:
             await self._require_model(model)
         model = model or session.model
-        api, budget, text = await self._api(), await self.budget(model), ""
-        # Half of what fits: the summary so far and the instructions are sent, too, and bytes / 4 is a guess.
-        for part in transcript_parts(said, budget.prompt // 2):
-            request = [
-                {"role": "system", "content": SUMMARIZE},
-                {"role": "user", "content": GO_ON.format(text, part) if text else part},
-            ]
-            answer = await api.chat(request, model=model, max_completion_tokens=SUMMARY_TOKENS)
-            text = (answer.text or "").strip() or text
-            summary = Summary(
-                upto=said[-1].n, created_at=self._now(), model=model, text=text, reply=_reply(answer, 0, 0)
-            )
-            await self._call(self.store.add_summary, session_id, summary)
+        text = ""
+        async for text, answer, whole in summarize(await self._api(), model, said, self._budgets):
+            upto = said[-1].n if whole else 0
+            kept = Summary(upto=upto, created_at=self._now(), model=model, text=text, reply=reply_of(answer))
+            await self._call(self.store.add_summary, session_id, kept)
+        if not text:
+            raise SessionError(f"{model} gave an empty summary", hint="try again, or ask another model")
         return text
 
     # -- what is shared -------------------------------------------------------------------------
-
-    async def budget(self, model: str) -> trim.Budget:
-        """What a model takes, as far as it is known."""
-        if model not in self._budgets:
-            sizes: tuple[int | None, int | None] = None, None
-            if (known := catalog.card(model)) is not None:
-                sizes = known.context_tokens, known.max_output_tokens
-            elif (card := (self._cards or {}).get(model)) is not None:
-                sizes = card.context_tokens, card.max_output_tokens
-            self._budgets[model] = trim.Budget(
-                context=sizes[0] or trim.DEFAULT_CONTEXT,
-                answer=min(sizes[1] or trim.DEFAULT_ANSWER, trim.DEFAULT_ANSWER),
-            )
-        return self._budgets[model]
-
-    def learn(self, model: str, budget: trim.Budget) -> None:
-        """Keep what an answer or a refusal told about a model."""
-        self._budgets[model] = budget
-
-    @property
-    def request(self) -> tuple[dict[str, Any], bool]:
-        """The fields of every request, and whether reasoning is sent back."""
-        return self._params, self._send_reasoning
-
-    def at(self) -> datetime:
-        """Wall time, aware, UTC."""
-        return self._now()
 
     async def _require_model(self, model: str) -> None:
         """Raise UnknownModel if the server's own list does not have it; a server without a list is believed."""

@@ -190,8 +190,8 @@ class ConversationClient(ABC):
     ) -> Message:
         """The answer, saved together with the message; `params` are fields of this one request.
 
-        Raises SessionEnded, MessageTooLong, SessionError for an empty message, and APIError: the message is
-        then kept with its error, and is no part of what the model is told later.
+        Raises SessionEnded, MessageTooLong, and SessionError for an empty message: the session is as it was. Raises
+        APIError: the message is kept with its error, and is no part of what the model is told later.
         """
 
     @abstractmethod

@@ -13,14 +13,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from cbatch.conversations.problems import SessionBusy
+from cbatch.conversations.problems import SessionBusy, StoreError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.25
 
 
 @asynccontextmanager
 async def exclusive(path: Path, wait_s: float, session_id: str) -> AsyncIterator[None]:
-    """Hold the lock file at `path`, which is gone afterwards. Raises SessionBusy after `wait_s`, OSError.
+    """Hold the lock file at `path`, which is gone afterwards. Raises SessionBusy after `wait_s`, StoreError.
 
     Asks again and again: waiting in flock(2) would need a thread that cannot be cancelled.
     """
@@ -37,9 +37,13 @@ async def exclusive(path: Path, wait_s: float, session_id: str) -> AsyncIterator
     try:
         yield
     finally:
-        with suppress(OSError):
-            path.unlink()  # while it is held: who opened it meanwhile sees that it is not this file any more
-        os.close(fd)
+        _release(path, fd)
+
+
+def _release(path: Path, fd: int) -> None:
+    with suppress(OSError):
+        path.unlink()  # while it is held: who opened it meanwhile sees that it is not this file any more
+    os.close(fd)
 
 
 def is_held(path: Path) -> bool:
@@ -58,15 +62,25 @@ def is_held(path: Path) -> bool:
 
 
 def _take(path: Path) -> int | None:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise _unusable(path, exc) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(fd).st_ino == path.stat().st_ino:
             return fd
     except (BlockingIOError, FileNotFoundError):
         pass
-    except OSError:
+    except OSError as exc:
         os.close(fd)
-        raise
+        raise _unusable(path, exc) from None
     os.close(fd)
     return None
+
+
+def _unusable(path: Path, exc: OSError) -> StoreError:
+    return StoreError(
+        f"{path}: cannot be locked: {exc.strerror or exc}; nothing was sent",
+        hint="free some space, or make the folder writable",
+    )

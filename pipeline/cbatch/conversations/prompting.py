@@ -10,7 +10,7 @@ from typing import Any
 from cbatch.conversations import trim
 from cbatch.conversations.interface import Attachment
 from cbatch.conversations.problems import MessageTooLong, SessionError
-from cbatch.conversations.store import Turn
+from cbatch.conversations.turns import Turn
 
 IMAGES = ("image/png", "image/jpeg")  # what the API takes, as data: URIs
 TEXTS = ("application/json", "application/xml", "application/x-yaml", "application/toml", "application/javascript")
@@ -23,6 +23,7 @@ class Prepared:
     messages: list[dict[str, Any]]
     estimate: int  # tokens
     left_out: int  # turns
+    alone: bool  # nothing is left that could be left out
 
 
 def prepare(
@@ -33,17 +34,18 @@ def prepare(
     budget: trim.Budget,
     *,
     send_reasoning: bool,
+    alone: bool = False,
 ) -> Prepared:
-    """The system prompt, as many of the newest turns as fit, and the new message."""
+    """The system prompt, as many of the newest turns as fit (`alone`: none), and the new message."""
     first = [{"role": "system", "content": system}] if system else []
     last = {"role": "user", "content": _content(message, attachments)}
     pairs = [_pair(turn, send_reasoning=send_reasoning) for turn in turns]
     sizes = [sum(map(_size, pair)) for pair in pairs]
     fixed = sum(map(_size, first)) + _size(last)
-    gone = trim.left_out(sizes, fixed, budget)
+    gone = len(pairs) if alone else trim.left_out(sizes, fixed, budget)
     messages = [*first, *(part for pair in pairs[gone:] for part in pair), last]
     estimate = fixed + sum(sizes[gone:]) + trim.PREAMBLE_TOKENS
-    return Prepared(messages=messages, estimate=estimate, left_out=gone)
+    return Prepared(messages=messages, estimate=estimate, left_out=gone, alone=gone == len(pairs))
 
 
 def too_long(model: str, prepared: Prepared, budget: trim.Budget) -> MessageTooLong:
@@ -103,17 +105,3 @@ def _size(message: dict[str, Any]) -> int:
     text = "".join(part["text"] for part in parts if part["type"] == "text")
     images = sum(part["type"] == "image_url" for part in parts)
     return trim.tokens(text + message.get("reasoning", ""), images)
-
-
-def transcript_parts(turns: Sequence[Turn], most_tokens: int) -> list[str]:
-    """The conversation as text, in parts of at most `most_tokens`; a longer message is cut into several."""
-    most = max(most_tokens, 64) * trim.BYTES_PER_TOKEN
-    parts: list[bytes] = [b""]
-    for turn in turns:
-        said = f"User: {turn.message}\n\nAssistant: {turn.answer}\n\n".encode("utf-8", "replace")
-        for start in range(0, len(said), most):
-            piece = said[start : start + most]
-            if parts[-1] and len(parts[-1]) + len(piece) > most:
-                parts.append(b"")
-            parts[-1] += piece
-    return [part.decode("utf-8", "ignore") for part in parts if part]

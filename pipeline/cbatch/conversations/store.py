@@ -18,7 +18,6 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,24 @@ import orjson
 from cbatch.conversations import names
 from cbatch.conversations.interface import Attachment, Reply, Session, State
 from cbatch.conversations.problems import SessionEnded, StoreError, UnknownSession
+from cbatch.conversations.turns import (
+    TITLE_CHARS,
+    Summary,
+    Turn,
+    clean,
+    decode,
+    encode,
+    read_time,
+    session_of,
+    time_text,
+    turn_of,
+)
 from cbatch.filesystem import is_network, kind_of
-from cbatch.schema import Usage
 
 SCHEMA = 1
 APPLICATION = 0x63624368  # "cbCh": so that another program's database is not taken for ours
 BUSY_S = 10.0  # another process's transaction takes milliseconds
 ROOM_BYTES = 1 << 20  # less than this free, and an answer that is paid for may find no room
-TITLE_CHARS = 60
 
 _TABLES = """
 CREATE TABLE session(
@@ -58,47 +67,6 @@ CREATE TABLE summary(
 );
 CREATE INDEX summary_session ON summary(session);
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """A message and what became of it. `answer` is what came of it, perhaps not all."""
-
-    n: int
-    state: State
-    replaces: int | None
-    asked_at: datetime
-    model: str
-    message: str
-    answered_at: datetime | None
-    answer: str | None
-    reply: Reply
-    attachments: tuple[Attachment, ...] = ()
-
-    @property
-    def counts(self) -> bool:
-        """Whether the model is told of it later: there is an answer, or the part that was not stopped."""
-        return self.state in ("answered", "stopped") and bool((self.answer or "").strip())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """A summary of the turns up to `upto`."""
-
-    upto: int
-    created_at: datetime
-    model: str
-    text: str
-    reply: Reply
-
-
-def replaced(turns: Sequence[Turn], also: int | None = None) -> set[int]:
-    """The turns that were asked again and answered since; `also` is one that is being asked again now."""
-    gone = set() if also is None else {also}
-    for turn in sorted(turns, key=lambda t: t.n, reverse=True):
-        if turn.replaces is not None and (turn.counts or turn.n in gone):
-            gone.add(turn.replaces)
-    return gone
 
 
 class Store:
@@ -137,7 +105,7 @@ class Store:
         with self._write() as db:
             while True:
                 session_id = names.draw(rng)
-                row = (session_id, _clean(user_id), model, _clean(system), _text(now), _text(now))
+                row = (session_id, clean(user_id), clean(model), clean(system), time_text(now), time_text(now))
                 added = db.execute("INSERT OR IGNORE INTO session VALUES(?,?,?,?,?,?,NULL)", row).rowcount
                 if added:
                     return session_id
@@ -145,7 +113,7 @@ class Store:
     def session(self, session_id: str) -> Session:
         """One session. Raises UnknownSession."""
         with self._read() as db:
-            found = [_session(row) for row in _rows(db, _SESSIONS + " WHERE s.id=?", session_id)] if db else []
+            found = [session_of(row) for row in _rows(db, _SESSIONS + " WHERE s.id=?", clean(session_id))] if db else []
             if found:
                 return found[0]
             known = [row[0] for row in _rows(db, "SELECT id FROM session ORDER BY updated_at DESC")] if db else []
@@ -158,20 +126,20 @@ class Store:
                 return []
             which, values = ("", ()) if user_id is None else (" WHERE s.user_id=?", (user_id,))
             order = " ORDER BY s.updated_at DESC, s.id"
-            return [_session(row) for row in _rows(db, _SESSIONS + which + order, *values)]
+            return [session_of(row) for row in _rows(db, _SESSIONS + which + order, *values)]
 
     def change(self, session_id: str, column: str, value: str | None, now: datetime) -> None:
         """Set `model` or `system` of a session that goes on. Raises UnknownSession, SessionEnded."""
         with self._write() as db:
             self._require_open(db, session_id)
-            values = (_clean(value), _text(now), session_id)
+            values = (clean(value), time_text(now), session_id)
             db.execute(f"UPDATE session SET {column}=?, updated_at=? WHERE id=?", values)
 
     def end(self, session_id: str, now: datetime) -> None:
         """End a session; one that has ended stays as it is. Raises UnknownSession."""
         self.session(session_id)
         with self._write() as db:
-            db.execute("UPDATE session SET ended_at=coalesce(ended_at, ?) WHERE id=?", (_text(now), session_id))
+            db.execute("UPDATE session SET ended_at=coalesce(ended_at, ?) WHERE id=?", (time_text(now), session_id))
 
     # -- turns ----------------------------------------------------------------------------------
 
@@ -187,23 +155,27 @@ class Store:
             model = self._require_open(db, session_id)
             db.execute("UPDATE turn SET state='unknown' WHERE session=? AND state='pending'", (session_id,))
             n = _rows(db, "SELECT coalesce(max(n), 0) + 1 FROM turn WHERE session=?", session_id)[0][0]
-            row = (session_id, n, replaces, _text(now), model, _clean(message))
+            row = (session_id, n, replaces, time_text(now), model, clean(message))
             db.execute("INSERT INTO turn VALUES(?,?,'pending',?,?,?,?,NULL,NULL,NULL)", row)
-            rows = [(session_id, n, place, _clean(a.name), a.media_type, a.data) for place, a in enumerate(attachments)]
+            rows = [(session_id, n, place, clean(a.name), a.media_type, a.data) for place, a in enumerate(attachments)]
             db.executemany("INSERT INTO attachment VALUES(?,?,?,?,?,?)", rows)
-            db.execute("UPDATE session SET updated_at=? WHERE id=?", (_text(now), session_id))
+            db.execute("UPDATE session SET updated_at=? WHERE id=?", (time_text(now), session_id))
             return int(n)
 
-    def finish(
-        self, session_id: str, n: int, state: State, answer: str | None, reply: Reply, now: datetime
-    ) -> None:
+    def finish(self, session_id: str, n: int, state: State, answer: str | None, reply: Reply, now: datetime) -> None:
         """Write what became of a turn."""
         with self._write() as db:
             db.execute(
                 "UPDATE turn SET state=?, answered_at=?, answer=?, reply=? WHERE session=? AND n=?",
-                (state, _text(now), _clean(answer), _encode(reply), session_id, n),
+                (state, time_text(now), clean(answer), encode(reply), session_id, n),
             )
-            db.execute("UPDATE session SET updated_at=? WHERE id=?", (_text(now), session_id))
+            db.execute("UPDATE session SET updated_at=? WHERE id=?", (time_text(now), session_id))
+
+    def withdraw(self, session_id: str, n: int) -> None:
+        """Forget a turn that could never be sent."""
+        with self._write() as db:
+            for table in ("attachment", "turn"):
+                db.execute(f"DELETE FROM {table} WHERE session=? AND n=?", (session_id, n))
 
     def turns(self, session_id: str) -> list[Turn]:
         """The turns of a session, oldest first. Raises UnknownSession."""
@@ -218,22 +190,22 @@ class Store:
                 "SELECT n, state, replaces, asked_at, model, message, answered_at, answer, reply"
                 " FROM turn WHERE session=? ORDER BY n"
             )
-            return [_turn(row, tuple(attached.get(row[0], ()))) for row in _rows(db, sql, session_id)]
+            return [turn_of(row, tuple(attached.get(row[0], ()))) for row in _rows(db, sql, session_id)]
 
     # -- summaries ------------------------------------------------------------------------------
 
     def add_summary(self, session_id: str, summary: Summary) -> None:
         """Keep a summary, and what it cost."""
-        row = (session_id, summary.upto, _text(summary.created_at), summary.model, _clean(summary.text))
+        row = (session_id, summary.upto, time_text(summary.created_at), summary.model, clean(summary.text))
         with self._write() as db:
-            db.execute("INSERT INTO summary VALUES(?,?,?,?,?,?)", (*row, _encode(summary.reply)))
+            db.execute("INSERT INTO summary VALUES(?,?,?,?,?,?)", (*row, encode(summary.reply)))
 
     def summaries(self, session_id: str) -> list[Summary]:
         """The summaries of a session, oldest first."""
         sql = "SELECT upto, created_at, model, text, reply FROM summary WHERE session=? ORDER BY rowid"
         with self._read() as db:
             return [
-                Summary(upto=upto, created_at=_time(at), model=model, text=text, reply=_decode(reply))
+                Summary(upto=upto, created_at=read_time(at), model=model, text=text, reply=decode(reply))
                 for upto, at, model, text, reply in (_rows(db, sql, session_id) if db else [])
             ]
 
@@ -280,7 +252,9 @@ class Store:
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         """Make the tables, or make sure that these are ours."""
-        application, version = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
+        application, version = (
+            db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+        )
         tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if (tables and application != APPLICATION) or version > SCHEMA:
             what = f"of a newer cbatch (format {version})" if application == APPLICATION else "of another program"
@@ -306,13 +280,14 @@ class Store:
 
     def _require_open(self, db: sqlite3.Connection, session_id: str) -> str:
         """The model of a session that has not ended."""
-        found = _rows(db, "SELECT model, ended_at FROM session WHERE id=?", session_id)
+        found = _rows(db, "SELECT model, ended_at FROM session WHERE id=?", clean(session_id))
         if not found:
             raise self._unknown(session_id, [row[0] for row in _rows(db, "SELECT id FROM session")])
         model, ended_at = found[0]
         if ended_at is not None:
+            ended = f"{read_time(ended_at):%Y-%m-%d %H:%M} UTC"
             raise SessionEnded(
-                f"{session_id}: the session was ended at {_time(ended_at):%Y-%m-%d %H:%M} UTC and takes no more messages",
+                f"{session_id}: the session was ended at {ended} and takes no more messages",
                 hint=f"start a new one; `cbatch sessions show {session_id}` still shows it",
             )
         return str(model)
@@ -330,73 +305,10 @@ _SESSIONS = (
     f" (SELECT substr(t.message, 1, {4 * TITLE_CHARS}) FROM turn t WHERE t.session=s.id ORDER BY t.n LIMIT 1)"
     " FROM session s"
 )
-_REPLY = {field.name for field in fields(Reply)}
-_USAGE = {field.name for field in fields(Usage)}
 
 
 def _rows(db: sqlite3.Connection, sql: str, *values: object) -> list[Any]:
     return db.execute(sql, values).fetchall()
-
-
-def _session(row: Sequence[Any]) -> Session:
-    session_id, user_id, model, system, created_at, updated_at, ended_at, turns, first = row
-    words = " ".join((first or "").split())
-    return Session(
-        id=session_id,
-        user_id=user_id,
-        model=model,
-        system=system,
-        created_at=_time(created_at),
-        updated_at=_time(updated_at),
-        ended_at=_time(ended_at) if ended_at is not None else None,
-        turns=turns,
-        title=words if len(words) <= TITLE_CHARS else f"{words[: TITLE_CHARS - 1]}…",
-    )
-
-
-def _turn(row: Sequence[Any], attachments: tuple[Attachment, ...]) -> Turn:
-    n, state, replaces, asked_at, model, message, answered_at, answer, reply = row
-    return Turn(
-        n=n,
-        state=state,
-        replaces=replaces,
-        asked_at=_time(asked_at),
-        model=model,
-        message=message,
-        answered_at=_time(answered_at) if answered_at is not None else None,
-        answer=answer,
-        reply=_decode(reply),
-        attachments=attachments,
-    )
-
-
-def _text(time: datetime) -> str:
-    return time.isoformat(timespec="microseconds")
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
-
-
-def _clean(text: str | None) -> str | None:
-    # Half an emoji, or bytes of a terminal that are no UTF-8: neither SQLite nor the API can take them.
-    return None if text is None else text.encode("utf-8", "replace").decode()
-
-
-def _encode(reply: Reply) -> str:
-    found = {name: value for name, value in asdict(reply).items() if value is not None}
-    try:
-        return orjson.dumps(found).decode()
-    except TypeError:
-        reply_text = {name: _clean(value) if isinstance(value, str) else value for name, value in found.items()}
-        return orjson.dumps(reply_text, default=str).decode()
-
-
-def _decode(text: str | None) -> Reply:
-    """What was measured; fields of a newer cbatch are left out."""
-    found = orjson.loads(text) if text else {}
-    usage = Usage(**{name: value for name, value in found.pop("usage", {}).items() if name in _USAGE})
-    return Reply(usage=usage, **{name: value for name, value in found.items() if name in _REPLY})
 
 
 def _make_private(path: Path) -> None:
@@ -422,7 +334,9 @@ def _store_error(path: Path, exc: Exception, state: str) -> StoreError:
             hint=f"`sqlite3 {path} .recover` may read what is left; move the file away and a new one is made",
         )
     if "locked" in text:
-        return StoreError(f"{path}: another program keeps it locked; {state}", hint="close that program, then try again")
+        return StoreError(
+            f"{path}: another program keeps it locked; {state}", hint="close that program, then try again"
+        )
     return StoreError(f"{path}: cannot be used: {text}; {state}", hint="check the folder's permissions and its disk")
 
 
@@ -438,4 +352,4 @@ def _is_full(path: Path) -> bool:
     return space.f_bavail * space.f_frsize < ROOM_BYTES
 
 
-__all__ = ["SCHEMA", "Store", "Summary", "Turn", "replaced"]
+__all__ = ["SCHEMA", "Store"]

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from cbatch.conversations.interface import Attachment, Message, Reply, Session, UsageMetrics
-from cbatch.conversations.store import Summary, Turn, replaced
+from cbatch.conversations.turns import Summary, Turn, replaced
 
 VERSION = 1  # of the exported JSON
 RULE = "─" * 72
@@ -124,7 +124,9 @@ def _message(message: Message) -> dict[str, Any]:
         del found["attachments"]
         return found
     names = ("id", "session_id", "role", "content", "created_at", "model", "state", "replaced", "error")
-    return {name: getattr(message, name) for name in names} | {"attachments": list(map(_attachment, message.attachments))}
+    return {name: getattr(message, name) for name in names} | {
+        "attachments": list(map(_attachment, message.attachments))
+    }
 
 
 def _attachment(attachment: Attachment) -> dict[str, str]:
