@@ -74,7 +74,10 @@ def test_init_writes_a_job_that_runs_as_it_is(tmp_path: Path) -> None:
     assert "exists already" in again.stderr
 
 
-COMMANDS = ("", "run", "plan", "status", "report", "compare", "verify", "init", "schema", "models", "ping", "sim")
+COMMANDS = (
+    *("", "run", "plan", "status", "report", "compare", "verify", "init", "schema"),
+    *("models", "ping", "ask", "chat", "sim"),
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c or "cbatch")
@@ -93,7 +96,7 @@ def test_help_loads_nothing_heavy() -> None:
     code = "import sys\nfrom cbatch.cli import invoke\ninvoke(['--help'])\nprint(sorted(sys.modules), file=sys.stderr)"
     env = os.environ | {"PYTHONPATH": str(ROOT / "pipeline")}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    for heavy in ("aiohttp", "pyarrow", "pydantic", "jinja2", "yaml", "orjson", "asyncio", "tqdm"):
+    for heavy in ("aiohttp", "pyarrow", "pydantic", "jinja2", "yaml", "orjson", "asyncio", "tqdm", "prompt_toolkit", "rich"):
         assert f"'{heavy}'" not in done.stderr, heavy
 
 

@@ -434,7 +434,8 @@ class Run:
 
     async def _wait_until(self, due: float) -> None:
         """Sleep until a time of our clock; up to 1 ms late, as uvloop's timers are, and never early."""
-        if (seconds := due - self.clock()) > 0:
+        # Again where it was early: uvloop counts from when its turn began.
+        while (seconds := due - self.clock()) > 0:  # noqa: ASYNC110 - a time comes without an event
             await asyncio.sleep(seconds + TIMER_ROUNDING_S)
 
     # -- durable, counted, cut --------------------------------------------------------------

@@ -110,6 +110,7 @@ class LoadRun(Run):
         self._blocks: list[dict[str, Any]] = []
         self._stages: Stages
         self._stage: Stage | None = None
+        self._planned = 0  # blocks in all; a search does not know
         self._search: list[dict[str, Any]] = []
         self._asked: dict[str, Iterator[Prompt]] = {}
         if turns is not None:
@@ -154,6 +155,8 @@ class LoadRun(Run):
     async def _has_work(self, source: Source, survey: Survey) -> bool:
         """Whether the plan has more blocks than came to their end."""
         self._stages = stages(self.load, self.job.model)
+        if self.load.mode != "search":
+            self._planned = sum(1 for _ in stages(self.load, self.job.model))
         self._stage = next(self._stages, None)
         for block in self._blocks:
             if block["complete"]:
@@ -217,7 +220,9 @@ class LoadRun(Run):
         block = _Block(self, stage, number, self._offsets)
         most = block.workers
         self._throttle = sender.throttle = Throttle(most, most)
-        self.progress.stage = f"block {number + 1}: {stage.level:g} {stage.unit}"
+        done = sum(earlier["complete"] for earlier in self._blocks)
+        of = f"/{self._planned}" if self._planned else ""
+        self.progress.stage = f"block {done + 1}{of}: {stage.level:g} {stage.unit}"
         if len(self.job.model) > 1:
             self.progress.stage += f" of {stage.model}"
 
@@ -527,6 +532,9 @@ class _Block:
         self._lags = meter.stretch = Lags()
         meter.wanted = None if self._open else NEARLY * self._stage.level
         self._starved_before, self._cpu_before = meter.starved_s, time.process_time()
+        if self._window_s is not None:  # by the clock: who notices that it is over may wait for the account's limits
+            left_s = self._until - self._run.clock()
+            asyncio.get_running_loop().call_later(max(left_s, 0.0), self._stop_measuring)
 
     def _end(self, now: float) -> None:
         """Nothing more is sent. The window of an open loop may go on: then it is over when it is."""

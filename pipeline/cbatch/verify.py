@@ -57,7 +57,7 @@ def verify(folder: RunDir) -> Proof:
         doubles = _doubles(journal)
         seen = _check_parts(folder, journal, doubles, proof)
         _check_journal(journal, seen, proof)
-        if load := folder.read_info().get("load"):
+        if load := folder.read_info().get("load") or journal.get("load"):
             _check_blocks(folder, load["blocks"], proof)
         else:
             _check_input(folder, journal, seen, proof)

@@ -95,6 +95,10 @@ class Process:
         self._code: int | None = None
 
     @property
+    def out(self) -> str:
+        return self._out.read_text()
+
+    @property
     def err(self) -> str:
         return self._err.read_text()
 

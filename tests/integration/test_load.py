@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import datetime
@@ -15,7 +16,7 @@ import pytest
 
 from cbatch.job import bound
 from tests.integration.conftest import Forking, JobFolder, Result, Sim, questions, wait_for
-from tests.integration.test_crash import die
+from tests.integration.test_crash import die, small_disk
 
 Sims = Callable[..., Sim]
 SLOW = ("--answer-tokens", "64")  # about 45 ms an answer
@@ -350,10 +351,11 @@ def test_a_replay_of_itself_or_of_nothing_is_refused(load: JobFolder) -> None:
     result = load.execute()
     assert result.code == 2
     assert "is where this run writes" in result.err
-    load.settings["load"]["of"] = "no/such/run"
+    load.settings |= {"load": {"mode": "replay", "of": "no/such/run"}, "output": str(load.path / "new")}
     result = load.execute()
     assert result.code == 2
     assert "not a run directory" in result.err
+    assert not (load.path / "new").exists()
 
 
 # -- kept, and run again ----------------------------------------------------------------------------
@@ -503,6 +505,28 @@ def test_an_endpoint_that_stays_away_stops_the_run(load: JobFolder, sims: Sims) 
     load.sim = sims(*SLOW)
     assert load.execute().code == 0
     check_blocks(load)
+
+
+def test_a_full_disk_stops_the_block_and_loses_nothing(load: JobFolder, sims: Sims) -> None:
+    load.sim = sims("--speed", "inf")
+    load.settings["results"] = {"part_rows": 100}
+    with_load(load, concurrency=16, duration_s=20, warmup_s=0.1)
+    with small_disk(load.run.path, "1m"):
+        stopped = load.execute()
+        assert stopped.code == 1
+        assert "every answer that was counted is safe" in stopped.err
+        assert "bug" not in stopped.err
+        kept = load.durable
+        assert stopped.summary["done"] <= kept
+        assert load.sim.requests <= kept + bound(16)
+        subprocess.run(["mount", "-o", "remount,size=100m", str(load.run.path)], check=True)
+        with_load(load, concurrency=16, duration_s=20, warmup_s=0.1)
+        process = load.start()
+        wait_for(lambda: load.durable > kept + 50, "new rows")
+        process.signal(signal.SIGINT)
+        assert process.wait().code == 130
+        assert [block["complete"] for block in blocks(load)] == [False, False]
+        check_blocks(load)
 
 
 def test_a_broken_row_is_an_error_of_every_round(load: JobFolder) -> None:

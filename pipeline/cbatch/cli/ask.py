@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cbatch.cli.advice import advised
 from cbatch.cli.answered import as_object, figures, harmless
 from cbatch.cli.sampling import sampling_options
 from cbatch.cli.shared import connection_options, json_option, print_json, run_async
@@ -61,7 +62,8 @@ def command(
         async with Client(sim=sim, base_url=base_url, api_key_file=api_key_file, model=model or DEFAULT_MODEL) as api:
             return await _stream(api, text, system, params, silent=as_json, reasoning=reasoning)
 
-    answer = run_async(ask())
+    with advised():
+        answer = run_async(ask())
     if as_json:
         print_json(as_object(answer))
     if not quiet:

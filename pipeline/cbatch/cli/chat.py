@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from cbatch.cli.advice import advised
 from cbatch.cli.chat_commands import words
 from cbatch.cli.chat_screen import Screen
 from cbatch.cli.chat_talk import Talk
@@ -69,7 +70,8 @@ def command(
             with _screen(talk, fancy=fancy, quiet=quiet) as screen:
                 return await _talk(talk, screen, session_id, model)
 
-    return run_async(chat())
+    with advised():
+        return run_async(chat())
 
 
 async def _talk(talk: Talk, screen: Screen, session_id: str | None, model: str | None) -> int:

@@ -19,15 +19,15 @@ class Command:
 
 COMMANDS = (
     Command("help", "", "show this"),
-    Command("model", "[ID]", "list the models, or go on with another one"),
-    Command("system", "[TEXT]", "show the system prompt, or set it; `/system -` removes it"),
-    Command("retry", "", "ask the last question again; the new answer replaces the old one"),
+    Command("model", "[ID]", "list the models, or ask another one"),
+    Command("system", "[TEXT]", "show or set the system prompt; - removes it"),
+    Command("retry", "", "ask again; the new answer replaces the old one"),
     Command("reasoning", "[on|off]", "show the model's reasoning, or hide it"),
-    Command("metrics", "", "tokens, calls, cost and speed of this session"),
+    Command("metrics", "", "tokens, calls, cost and speed so far"),
     Command("summarize", "", "a summary of the conversation"),
-    Command("export", "[FILE]", "write the conversation to FILE: JSON if it ends in .json, else text"),
-    Command("new", "", "start a new session; this one stays saved"),
-    Command("exit", "", "leave, as do /quit and Ctrl-D; the session stays saved"),
+    Command("export", "[FILE]", "write it all to a file: .json, else as text"),
+    Command("new", "", "start a new session; this one is saved"),
+    Command("exit", "", "leave, as by /quit; the session is saved"),
 )
 ALIASES = {"quit": "exit", "summarise": "summarize", "?": "help"}
 KEYS = (
@@ -39,7 +39,7 @@ KEYS = (
     ("Ctrl-X Ctrl-E", "edit the message in $EDITOR"),
 )
 PLAIN_KEYS = (
-    ('\\ at the end of a line, or """ around several', "a message of several lines"),
+    ('\\ at the end, or """ around lines', "a message of several lines"),
     ("Ctrl-C", "stop the answer"),
     ("Ctrl-D", "leave"),
 )

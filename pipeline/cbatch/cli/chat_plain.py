@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cbatch.cli.advice import advice
 from cbatch.cli.answered import harmless
 from cbatch.cli.chat_commands import PLAIN_KEYS
 from cbatch.errors import CbatchError
@@ -153,8 +154,8 @@ class PlainScreen:
     def fail(self, error: CbatchError) -> None:
         """The error and its hint on stderr."""
         click.echo(f"error: {harmless(str(error))}", err=True)
-        if error.hint:
-            click.echo(f"hint: {harmless(error.hint)}", err=True)
+        if hint := advice(error):
+            click.echo(f"hint: {harmless(hint)}", err=True)
 
     def interrupted(self) -> None:
         """A new line to type on: the terminal has forgotten the old one."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from cbatch.cli.advice import advice
 from cbatch.cli.answered import harmless
 from cbatch.cli.chat_commands import KEYS
 from cbatch.cli.chat_input import MARK, Input
@@ -89,8 +90,8 @@ class TerminalScreen:
     def fail(self, error: CbatchError) -> None:
         """The error in red, then what to do."""
         self._console.print(Text.assemble(("error: ", "bold red"), harmless(str(error))))
-        if error.hint:
-            self._console.print(Text.assemble(("hint: ", "cyan"), harmless(error.hint)))
+        if hint := advice(error):
+            self._console.print(Text.assemble(("hint: ", "cyan"), harmless(hint)))
 
     def interrupted(self) -> None:
         """Nothing: at the input, Ctrl-C is a key."""

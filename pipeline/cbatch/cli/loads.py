@@ -55,11 +55,11 @@ def with_prompts(
         return job, ()
     from cbatch import prompts
 
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / MADE
     new = path.with_suffix(".new")
     offsets: Sequence[float] = ()
     if made is not None:
+        folder.mkdir(parents=True, exist_ok=True)
         prompts.write_synthetic(new, made.rows, made.tokens, made.seed)
     else:
         assert job.load is not None
@@ -69,6 +69,7 @@ def with_prompts(
             raise JobError(
                 f"{job.at('load.of')}: {job.load.of} is where this run writes", hint="give it another `output`"
             )
+        folder.mkdir(parents=True, exist_ok=True)
         from cbatch.report.evidence import pending_rows
 
         found = prompts.write_replay(

@@ -19,7 +19,7 @@ from cbatch.connection import Connection
 from cbatch.job import Job, Load
 from cbatch.journal import Journal
 from cbatch.load import WARMUP_S
-from cbatch.loadplan import stages
+from cbatch.loadplan import SEARCH_S, stages
 from cbatch.plan import TYPICAL_TOKENS, ModelPlan, Plan, plan
 from cbatch.rundir import RunDir
 
@@ -93,23 +93,25 @@ def load_lines(job: Job, load: Load, found: Plan, folder: RunDir, offsets: Seque
         what = ", ".join(f"{level:g}" for level in levels) + f" {unit}"
         what += f", {load.repeats} times" if load.repeats > 1 else ""
         blocks = len(planned)
-    each = (
-        duration(load.duration_s) if load.duration_s else plural(load.requests or len(offsets) or found.rows, "request")
-    )
-    warm = f" after {duration(load.warmup_s)} of warm-up" if load.warmup_s else ""
+    seconds = load.duration_s or (SEARCH_S if load.mode == "search" and not load.requests else None)
+    each = duration(seconds) if seconds else plural(load.requests or len(offsets) or found.rows, "request")
+    warmup_s = load.warmup_s if load.warmup_s is not None else WARMUP_S if seconds or load.mode == "open" else 0
+    warm = f" after {duration(warmup_s)} of warm-up" if warmup_s else ""
     out = [
         f"{job.name}: {load.mode} load over {plural(found.rows, 'prompt')}, into {folder.path}",
         f"  blocks    {plural(blocks, 'block') if blocks else 'as many as the search takes'}: {what}",
         f"  each      {each}{warm}",
     ]
-    if blocks and load.duration_s:
-        out.append(
-            f"  time      {duration(blocks * (load.duration_s + (load.warmup_s or WARMUP_S)))} and a calibration"
-        )
+    if blocks and seconds:
+        out.append(f"  time      {duration(blocks * (seconds + warmup_s))} and a calibration")
+    counted = blocks // len(job.model) * (load.requests or len(offsets) or found.rows) if blocks else 0
+    counted = 0 if load.duration_s else counted
     for m in found.models:
         if m.cost_usd is not None and m.requests:
-            low, _, high = (1_000 * usd / m.requests for usd in m.cost_usd)
-            out.append(f"  cost      {money(low)} to {money(high)} for 1,000 requests to {m.model}")
+            low, _, high = ((counted or 1_000) * usd / m.requests for usd in m.cost_usd)
+            warm = "" if load.mode == "replay" else ", the warm-ups not among them"
+            what = f"{plural(counted, 'request')} to {m.model}{warm}" if counted else f"1,000 requests to {m.model}"
+            out.append(f"  cost      {money(low)} to {money(high)} for {what}")
         else:
             out.append(f"  cost      unknown: no price is known for {m.model}")
     return out

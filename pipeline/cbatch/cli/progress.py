@@ -24,6 +24,8 @@ LOG_S = 30.0
 LATE_S = 3.0  # answers take 0.1 to 2 s
 NEAR_THE_END = 16  # prompts left, from which on single ones are named
 NAMED = 3
+BATCH = "{desc} {percentage:3.0f}%|{bar:16}| {unit}"
+LOAD = "{desc} {unit}"  # how many requests there will be is what is found out: the line has the room for its stage
 WINDOW_S = 10.0  # over which the rates are taken
 
 
@@ -44,7 +46,7 @@ async def _on_terminal(runs: Sequence[Run], *, simulated: bool) -> None:
     # tqdm's own rate counts what earlier sessions did; ours are passed in instead.
     with tqdm(
         total=1,  # until the input is read
-        bar_format="{desc} {percentage:3.0f}%|{bar:16}| {unit}",
+        bar_format=BATCH,
         dynamic_ncols=True,
         leave=False,
         file=sys.stderr,
@@ -54,9 +56,10 @@ async def _on_terminal(runs: Sequence[Run], *, simulated: bool) -> None:
         while True:
             run = _active(runs)
             name = run.job.name + (" (simulated)" if simulated else "")
-            bar.set_description_str(name if len(name) <= 30 else name[:29] + "…", refresh=False)
+            longest, used, bar.bar_format = (20, 2, LOAD) if run.progress.stage else (30, 27, BATCH)
+            bar.set_description_str(name if len(name) <= longest else name[: longest - 1] + "…", refresh=False)
             bar.total, bar.n = run.progress.total, run.progress.done + run.progress.failed
-            width = shutil.get_terminal_size().columns - len(bar.desc) - 27
+            width = shutil.get_terminal_size().columns - len(bar.desc) - used
             bar.unit = _fit(_state(run, rates[run]), width)  # tqdm puts a comma before its postfix
             bar.refresh()
             await asyncio.sleep(TERMINAL_S)

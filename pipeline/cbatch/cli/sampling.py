@@ -60,8 +60,6 @@ def _params(max_tokens: int | None, temperature: float | None, param: tuple[str,
 
 
 def _check(given: dict[str, Any]) -> None:
-    from pydantic import ValidationError
-
     from cbatch.job import Params  # heavy, and most questions have no parameters
 
     for name in given:
@@ -75,10 +73,11 @@ def _check(given: dict[str, Any]) -> None:
         raise JobError("--param max_completion_tokens: auto is for batches", hint="give a number, or leave it out")
     try:
         Params.model_validate(given)
-    except ValidationError as exc:
-        first = exc.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"][:1]) or "--param"
-        option = {"max_completion_tokens": "--max-tokens", "temperature": "--temperature"}.get(
-            place, f"--param {place}"
-        )
-        raise JobError(f"{option}: {first['msg']}; read {first['input']!r}") from None
+    except ValueError as exc:  # pydantic's, which has its home elsewhere
+        first: dict[str, Any] = exc.errors(include_url=False)[0]  # type: ignore[attr-defined]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise JobError(f"--param: {message}") from None
+        name = str(first["loc"][0])
+        option = {"max_completion_tokens": "--max-tokens", "temperature": "--temperature"}.get(name, f"--param {name}")
+        raise JobError(f"{option}: {message}; read {first['input']!r}") from None

@@ -70,7 +70,11 @@ async def ask(
     prepared = prepare(budget, alone=False)
     for tries_left in range(TRIES - 1, -1, -1):
         room = budget.context - int(prepared.estimate * budget.factor)
-        fields = dict(params) if wanted is not None else {**params, LIMITS[0]: max(LEAST_ANSWER, min(room, budget.answer_tokens))}
+        fields = (
+            dict(params)
+            if wanted is not None
+            else {**params, LIMITS[0]: max(LEAST_ANSWER, min(room, budget.answer_tokens))}
+        )
         try:
             if not stream:
                 answer = await api.chat(prepared.messages, model=model, **fields)

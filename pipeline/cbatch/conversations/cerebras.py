@@ -166,9 +166,8 @@ class Conversations(ConversationClient):
 
     async def get_usage_metrics(self, session_id: str) -> UsageMetrics:
         """Tokens, calls and cost of the session."""
-        turns = await self._call(self.store.turns, session_id)
-        summaries = await self._call(self.store.summaries, session_id)
-        return metrics_of(session_id, turns, summaries, pending=is_held(self.store.lock_path(session_id)))
+        turns, pending = await self._turns(session_id)
+        return metrics_of(session_id, turns, await self._call(self.store.summaries, session_id), pending=pending)
 
     async def export_chat_history(self, session_id: str, format: ExportFormat = "json") -> str:
         """The whole session as text: JSON with everything, or a transcript to read."""
@@ -182,8 +181,19 @@ class Conversations(ConversationClient):
         return as_json(session, messages, metrics, summaries[-1] if summaries else None, self._now())
 
     async def _messages(self, session_id: str) -> list[Message]:
+        turns, pending = await self._turns(session_id)
+        return messages_of(session_id, turns, pending=pending)
+
+    async def _turns(self, session_id: str) -> tuple[list[Turn], bool]:
+        """The turns, and whether somebody waits for an answer: looked at twice, for one may begin or end meanwhile."""
+        lock = self.store.lock_path(await self._known(session_id))
+        pending = is_held(lock)
         turns = await self._call(self.store.turns, session_id)
-        return messages_of(session_id, turns, pending=is_held(self.store.lock_path(session_id)))
+        return turns, pending or is_held(lock)
+
+    async def _known(self, session_id: str) -> str:
+        """The id, if it is one: nothing else becomes the name of a file. Raises UnknownSession."""
+        return (await self.get_session(session_id)).id
 
     # -- asking ---------------------------------------------------------------------------------
 
@@ -217,26 +227,41 @@ class Conversations(ConversationClient):
         if message is not None and not message.strip() and not attachments:
             raise SessionError("the message is empty", hint="write something, or attach a file")
         check_attachments(attachments)
-        await self.get_session(session_id)
-        api = await self._api()
-        waiting = self._locks.setdefault(session_id, asyncio.Lock())  # first come, first served; the file's lock is not
-        lock = self.store.lock_path(session_id)
-        async with waiting, exclusive(lock, self._wait_s, session_id):
-            await self._call(self.store.require_room)
-            turns, again = await self._call(self.store.turns, session_id), None
-            if message is None:
-                if not turns:
-                    raise SessionError(f"{session_id}: there is no message to ask again", hint="send one first")
-                again, message, attachments = turns[-1].n, turns[-1].message, turns[-1].attachments
-            n = await self._call(self.store.begin, session_id, message, attachments, again, self._now())
-            session = await self._call(self.store.session, session_id)  # its model may have changed while we waited
-            turn = Turn(
-                n=n, state="pending", replaces=again, asked_at=self._now(), model=session.model, message=message,
-                answered_at=None, answer=None, reply=Reply(), attachments=tuple(attachments),
-            )  # fmt: skip
-            async with aclosing(self._ask(api, session, turn, turns, params, stream=stream)) as pieces:
+        waiting = self._locks.setdefault(session_id, asyncio.Lock())  # first come, first served: before anything else
+        async with waiting:
+            lock, api = self.store.lock_path(await self._known(session_id)), await self._api()
+            async with (
+                exclusive(lock, self._wait_s, session_id),
+                aclosing(self._next(api, session_id, message, attachments, params, stream=stream)) as pieces,
+            ):
                 async for piece in pieces:
                     yield piece
+
+    async def _next(
+        self,
+        api: Client,
+        session_id: str,
+        message: str | None,
+        attachments: Sequence[Attachment],
+        params: Mapping[str, Any],
+        *,
+        stream: bool,
+    ) -> AsyncGenerator[Delta | Message, None]:
+        """The next turn of a session that nobody else is asking anything in."""
+        await self._call(self.store.require_room)
+        turns, again = await self._call(self.store.turns, session_id), None
+        if message is None:
+            if not turns:
+                raise SessionError(f"{session_id}: there is no message to ask again", hint="send one first")
+            again, message, attachments = turns[-1].n, turns[-1].message, turns[-1].attachments
+        n, session = await self._call(self.store.begin, session_id, message, attachments, again, self._now())
+        turn = Turn(
+            n=n, state="pending", replaces=again, asked_at=self._now(), model=session.model, message=message,
+            answered_at=None, answer=None, reply=Reply(), attachments=tuple(attachments),
+        )  # fmt: skip
+        async with aclosing(self._ask(api, session, turn, turns, params, stream=stream)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def _ask(
         self,
@@ -275,7 +300,7 @@ class Conversations(ConversationClient):
                     thought.append(piece.reasoning)
                     yield piece
         except MessageTooLong:
-            await self._call(self.store.withdraw, session.id, turn.n)
+            pass
             raise
         except BaseException as exc:
             by_user = isinstance(exc, GeneratorExit | asyncio.CancelledError | KeyboardInterrupt)

@@ -17,7 +17,7 @@ import random
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -145,22 +145,22 @@ class Store:
 
     def begin(
         self, session_id: str, message: str, attachments: Sequence[Attachment], replaces: int | None, now: datetime
-    ) -> int:
-        """A new turn's number: the message is on disk, and nothing was sent yet. Raises UnknownSession, SessionEnded.
+    ) -> tuple[int, Session]:
+        """A new turn's number, and the session as it is now: the message is on disk, and nothing was sent yet.
 
         Whoever begins holds the session's lock. So nobody waits for an answer any more, and a turn that
-        still says so was killed: what became of it is unknown.
+        still says so was killed: what became of it is unknown. Raises UnknownSession, SessionEnded.
         """
         with self._write() as db:
-            model = self._require_open(db, session_id)
+            session = self._require_open(db, session_id)
             db.execute("UPDATE turn SET state='unknown' WHERE session=? AND state='pending'", (session_id,))
             n = _rows(db, "SELECT coalesce(max(n), 0) + 1 FROM turn WHERE session=?", session_id)[0][0]
-            row = (session_id, n, replaces, time_text(now), model, clean(message))
+            row = (session_id, n, replaces, time_text(now), session.model, clean(message))
             db.execute("INSERT INTO turn VALUES(?,?,'pending',?,?,?,?,NULL,NULL,NULL)", row)
             rows = [(session_id, n, place, clean(a.name), a.media_type, a.data) for place, a in enumerate(attachments)]
             db.executemany("INSERT INTO attachment VALUES(?,?,?,?,?,?)", rows)
             db.execute("UPDATE session SET updated_at=? WHERE id=?", (time_text(now), session_id))
-            return int(n)
+            return int(n), session
 
     def finish(self, session_id: str, n: int, state: State, answer: str | None, reply: Reply, now: datetime) -> None:
         """Write what became of a turn."""
@@ -215,7 +215,20 @@ class Store:
     def _read(self) -> Iterator[sqlite3.Connection | None]:
         """The database for reading; None where there is none yet."""
         with self._lock, self._errors("what was saved is unchanged"):
-            yield self._open() if self._db is not None or self.path.exists() else None
+            if self._db is None and not self.path.exists():
+                yield None
+            elif self._db is None and self._is_settled() and _is_full(self.path):
+                # The memory that readers share is a file, for which there may be no room.
+                uri = f"{self.path.resolve().as_uri()}?immutable=1"
+                with closing(sqlite3.connect(uri, uri=True)) as db:
+                    yield db
+            else:
+                yield self._open()
+
+    def _is_settled(self) -> bool:
+        """Whether all that was written is in the file itself, and nobody has it open."""
+        log = self.path.with_name(self.path.name + "-wal")
+        return not log.exists() and self.path.stat().st_size > 0
 
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
@@ -278,19 +291,18 @@ class Store:
                 db.execute("ROLLBACK")
             raise
 
-    def _require_open(self, db: sqlite3.Connection, session_id: str) -> str:
-        """The model of a session that has not ended."""
-        found = _rows(db, "SELECT model, ended_at FROM session WHERE id=?", clean(session_id))
+    def _require_open(self, db: sqlite3.Connection, session_id: str) -> Session:
+        """A session that has not ended. Raises UnknownSession, SessionEnded."""
+        found = _rows(db, _SESSIONS + " WHERE s.id=?", clean(session_id))
         if not found:
             raise self._unknown(session_id, [row[0] for row in _rows(db, "SELECT id FROM session")])
-        model, ended_at = found[0]
-        if ended_at is not None:
-            ended = f"{read_time(ended_at):%Y-%m-%d %H:%M} UTC"
+        session = session_of(found[0])
+        if session.ended_at is not None:
             raise SessionEnded(
-                f"{session_id}: the session was ended at {ended} and takes no more messages",
+                f"{session_id}: ended at {session.ended_at:%Y-%m-%d %H:%M} UTC; it takes no more messages",
                 hint=f"start a new one; `cbatch sessions show {session_id}` still shows it",
             )
-        return str(model)
+        return session
 
     def _unknown(self, session_id: str, known: Sequence[str]) -> UnknownSession:
         near = difflib.get_close_matches(session_id, known, n=1)

@@ -55,7 +55,8 @@ class Budget:
     def refused(self, estimate: int, message: str) -> Budget:
         """The budget after the server found a prompt of `estimate` tokens too long, in these words."""
         if (found := _STATED.search(message)) is None:
-            return replace(self, context=self.context * 3 // 4)
+            sent = int(estimate * self.factor) + self.answer_tokens
+            return replace(self, context=max(1, min(self.context, sent) * 3 // 4))
         length, limit = int(found[1]), int(found[2])
         # Whether the length has the answer in it is not known; taken as the prompt's, it leaves out too much, once.
         factor = max(self.factor, min(length / max(estimate, 1), FACTORS[1]))

@@ -109,6 +109,7 @@ def _first_tokens(
     share = sum(counts.values()) / sum(many.values())
     tail = next((tail for tail in TAILS if share >= tail[2]), TAILS[-1])
     series, drawn = [], 0
+    blocks = evidence.numbers("block")
     for number, mask in masks.items():
         mine = mask & have
         if not mine.any():
@@ -117,13 +118,10 @@ def _first_tokens(
         kept = thin(x, y, DOTS // len(masks))
         drawn += len(kept)
         series.append(Series(name="one request", group=number, x=rounded(x[kept], 5), y=rounded(y[kept]), dots=True))
-        # Intervals of the time that this group was asked in: a level of a ladder is a part of the run.
-        edges = np.linspace(x.min(), np.nextafter(x.max(), np.inf), many[number] + 1)
-        middles = rounded((edges[1:] + edges[:-1]) / 2, 6)
         for level, name, least in ((0.5, "median", 3), tail):
-            found = rounded(spread(x, y, edges, level, least))
+            at, found = _rolling(x, y, blocks[mine], many[number], level, least)
             if any(value is not None for value in found):
-                series.append(Series(name=name, group=number, x=middles, y=found, dash=int(name != "median")))
+                series.append(Series(name=name, group=number, x=at, y=found, dash=int(name != "median")))
     what = "time to first token" if column == "ttft_s" else "request"
     caption = f"Each dot is a request at the moment it was sent{thinned(drawn, int(have.sum()))}; the lines are the"
     caption += f" median and the {tail[1]} of each interval that has {tail[2]} requests or more."
@@ -209,3 +207,19 @@ def _active(values: Floats) -> list[Any]:
         active = slice(max(there[0] - 1, 0), there[-1] + 2)
         out[active] = values[active]
     return rounded(out)
+
+
+def _rolling(x: Floats, y: Floats, blocks: Floats, many: int, level: float, least: int) -> tuple[list[Any], list[Any]]:
+    """A quantile over intervals of each block, with a gap between two blocks: nothing was asked there."""
+    at: list[Any] = []
+    found: list[Any] = []
+    numbers = np.unique(blocks[~np.isnan(blocks)])
+    parts = [blocks == number for number in numbers] if len(numbers) else [np.ones(len(x), bool)]
+    for part in parts:
+        edges = np.linspace(x[part].min(), np.nextafter(x[part].max(), np.inf), max(3, many // len(parts)) + 1)
+        if at:
+            at.append(rounded(edges[:1], 6)[0])
+            found.append(None)
+        at += rounded((edges[1:] + edges[:-1]) / 2, 6)
+        found += rounded(spread(x[part], y[part], edges, level, least))
+    return at, found

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import queue
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import suppress
 
 from cbatch.errors import APIError, APITimeoutError
 from cbatch.replies import Reply
@@ -32,6 +32,12 @@ class Feed:
         self._latest = 0.0
 
     # -- in the loop ----------------------------------------------------------------------------
+
+    @property
+    def task(self) -> asyncio.Task[Reply]:
+        """Who reads the socket."""
+        assert self._task is not None
+        return self._task
 
     def begin(self, task: asyncio.Task[Reply], silence_s: float | None) -> None:
         """The request is sent by `task`; it is given up after `silence_s` without a piece."""
@@ -70,8 +76,7 @@ class Feed:
             self._watch = self._loop.call_later(left, self._look, silence_s)
             return
         self.late = True
-        assert self._task is not None
-        self._task.cancel()
+        self.task.cancel()
 
     @property
     def lateness(self) -> APIError:
@@ -85,9 +90,9 @@ class Feed:
         if self.ended:
             return
         self.ended = True
-        task = self._task
-        if task is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(task.cancel)
+        if self._task is not None:
+            with suppress(RuntimeError):  # the loop has ended, and the request with it
+                self._loop.call_soon_threadsafe(self._task.cancel)
         self.push(None)
 
     def push(self, item: Item) -> None:
@@ -109,7 +114,10 @@ class ThreadFeed(Feed):
     def __init__(self) -> None:
         super().__init__()
         self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        self.push: Callable[[Item], None] = self._queue.put  # type: ignore[method-assign]
+
+    def push(self, item: Item) -> None:
+        """Hand one on."""
+        self._queue.put(item)
 
     def pieces(self) -> Iterator[bytes]:
         """The pieces, in a thread. Raises APIError."""
@@ -133,7 +141,7 @@ class LoopFeed(Feed):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def apieces(self) -> Any:
+    async def apieces(self) -> AsyncIterator[bytes]:
         """The pieces, in the loop. Raises APIError."""
         while True:
             while not self._items:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
-from typing import Any, Literal, Union, cast, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import pydantic
 from pydantic_core import PydanticUndefined
@@ -62,7 +63,7 @@ class BaseModel(pydantic.BaseModel):
         )
 
     def __str__(self) -> str:
-        return f"{self.__repr_name__()}({self.__repr_str__(', ')})"
+        return f"{self.__repr_name__()}({self.__repr_str__(', ')})"  # type: ignore[misc]  # pydantic's
 
     @classmethod
     def construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Any:
@@ -89,13 +90,19 @@ class BaseModel(pydantic.BaseModel):
     model_construct = construct
 
 
-def build(data: Any, kind: Any, *, strict: bool = False) -> Any:
-    """`data` as `kind`; taken as it comes where it does not fit, unless `strict`. Raises pydantic.ValidationError."""
+def build(data: Any, kind: Any, union: Any = None, *, strict: bool = False) -> Any:
+    """`data` as `kind`, or whatever of `union` it fits; taken as it comes where it fits none, unless `strict`.
+
+    Raises pydantic.ValidationError.
+    """
     if data is None or kind is object:
         return data
     try:
         return _adapter(kind).validate_python(data)
     except pydantic.ValidationError:
+        if union is not None and union is not kind:
+            with suppress(pydantic.ValidationError):
+                return _adapter(union).validate_python(data)
         if strict:
             raise
         return constructed(data, kind)
@@ -139,4 +146,4 @@ def _is_union(kind: Any) -> bool:
 
 @lru_cache(maxsize=64)
 def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
-    return cast("pydantic.TypeAdapter[Any]", pydantic.TypeAdapter(kind))
+    return pydantic.TypeAdapter(kind)

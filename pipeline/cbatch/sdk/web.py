@@ -96,10 +96,10 @@ class Timeout:
         self,
         timeout: float | None = None,
         *,
-        connect: float | None | Any = ...,
-        read: float | None | Any = ...,
-        write: float | None | Any = ...,
-        pool: float | None | Any = ...,
+        connect: float | Any | None = ...,
+        read: float | Any | None = ...,
+        write: float | Any | None = ...,
+        pool: float | Any | None = ...,
     ) -> None:
         """`write` and `pool` are taken and without effect: nothing waits for either here."""
         self.connect, self.read, self.write, self.pool = (
@@ -162,6 +162,7 @@ class Response:
         self._content = content
         self._feed = feed
         self._taken = False
+        self.was_closed = False  # before its end, by whoever read it
 
     def __repr__(self) -> str:
         return f"<Response [{self.status_code} {self.reason_phrase}]>"
@@ -294,12 +295,17 @@ class Response:
 
     def close(self) -> None:
         """Stop reading: what has not come yet is not waited for."""
-        if self._feed is not None:
+        if self._feed is not None and not self._feed.ended:
+            self.was_closed = True
             self._feed.close()
 
     async def aclose(self) -> None:
         """Stop reading: what has not come yet is not waited for."""
         self.close()
+
+    def let_go(self) -> None:
+        """All that matters has come: the rest may come too, so that the connection can serve again."""
+        self._feed = None
 
     def _take(self) -> Feed:
         if self._taken or self._feed is None:

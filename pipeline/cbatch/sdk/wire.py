@@ -6,8 +6,8 @@ Both travel in a context variable, which `exchange` reads in the task that asks.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from socket import socket
@@ -44,8 +44,10 @@ _asked: ContextVar[tuple[Head, OnHead | None]] = ContextVar("asked")
 class Wire:
     """A transport of one loop; made by `open_wire`."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, context: AbstractAsyncContextManager[object] | None = None) -> None:
+        """`context` is what closes the transport, where that has no `close` of its own."""
         self._transport = transport
+        self._context = context
 
     async def exchange(
         self,
@@ -62,19 +64,24 @@ class Wire:
         _asked.set((head, on_head))
         return await self._transport.exchange(method, url, body, deadline_s, on_read)
 
+    def close(self) -> None:
+        """Close what can be closed at once."""
+        if isinstance(self._transport, _Plain):
+            self._transport.close()
 
-@asynccontextmanager
-async def open_wire(endpoint: Endpoint) -> AsyncIterator[Wire]:
-    """Connections that live as long as the block."""
+    async def aclose(self) -> None:
+        """Close all connections."""
+        self.close()
+        if self._context is not None:
+            await self._context.__aexit__(None, None, None)
+
+
+async def open_wire(endpoint: Endpoint) -> Wire:
+    """The transport that can serve `endpoint` here."""
     if plain.is_available(endpoint) and os.environ.get(TRANSPORT) != "session":
-        transport = _Plain(endpoint, {})
-        try:
-            yield Wire(transport)
-        finally:
-            transport.close()
-        return
-    async with session_transport(endpoint, {}) as session:
-        yield Wire(_Session(endpoint, session))
+        return Wire(_Plain(endpoint, {}))
+    context = session_transport(endpoint, {})
+    return Wire(_Session(endpoint, await context.__aenter__()), context)
 
 
 class _Connection(plain._Connection):

@@ -30,6 +30,15 @@
     const places = series.flatMap((s, k) => s.x.map((x, i) => [x, k, s.y[i]])).sort((a, b) => a[0] - b[0]);
     const columns = [places.map((p) => p[0]), ...series.map(() => new Array(places.length).fill(undefined))];
     places.forEach(([, k, y], at) => (columns[k + 1][at] = y));
+    // uPlot blanks a gap from neighbour to neighbour: it must be null all the way.
+    for (const column of columns.slice(1)) {
+      let last = -1;
+      column.forEach((y, at) => {
+        if (y === undefined) return;
+        if (last >= 0 && (y === null || column[last] === null)) column.fill(null, last + 1, at);
+        last = at;
+      });
+    }
     return columns;
   }
 

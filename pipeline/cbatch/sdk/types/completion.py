@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Literal, Optional, TypeAlias, Union  # noqa: UP035
+from typing import Literal, TypeAlias
 
 from cbatch.sdk.models import BaseModel
 from cbatch.sdk.types.chat.chat_completion import (
@@ -17,20 +17,20 @@ from cbatch.sdk.types.chat.chat_completion import (
 class CompletionResponseChoiceLogprobs(BaseModel):
     """How probable the tokens were."""
 
-    text_offset: Optional[List[int]] = None
-    token_logprobs: Optional[List[float]] = None
-    tokens: Optional[List[str]] = None
-    top_logprobs: Optional[List[Dict[str, float]]] = None
+    text_offset: list[int] | None = None
+    token_logprobs: list[float] | None = None
+    tokens: list[str] | None = None
+    top_logprobs: list[dict[str, float]] | None = None
 
 
 class CompletionResponseChoice(BaseModel):
     """One of the answers."""
 
     index: int
-    finish_reason: Optional[FinishReason] = None
-    logprobs: Optional[CompletionResponseChoiceLogprobs] = None
-    text: Optional[str] = None
-    tokens: Optional[List[int]] = None
+    finish_reason: FinishReason | None = None
+    logprobs: CompletionResponseChoiceLogprobs | None = None
+    text: str | None = None
+    tokens: list[int] | None = None
 
 
 class CompletionResponseTimeInfo(_TimeInfo):
@@ -48,25 +48,25 @@ class CompletionResponseUsagePromptTokensDetails(_PromptTokensDetails):
 class CompletionResponseUsage(BaseModel):
     """Tokens, as the server counted."""
 
-    completion_tokens: Optional[int] = None
-    completion_tokens_details: Optional[CompletionResponseUsageCompletionTokensDetails] = None
-    image_tokens: Optional[int] = None
-    prompt_tokens: Optional[int] = None
-    prompt_tokens_details: Optional[CompletionResponseUsagePromptTokensDetails] = None
-    total_tokens: Optional[int] = None
+    completion_tokens: int | None = None
+    completion_tokens_details: CompletionResponseUsageCompletionTokensDetails | None = None
+    image_tokens: int | None = None
+    prompt_tokens: int | None = None
+    prompt_tokens_details: CompletionResponseUsagePromptTokensDetails | None = None
+    total_tokens: int | None = None
 
 
 class CompletionResponse(BaseModel):
     """A whole answer, or a chunk of one."""
 
     id: str
-    choices: List[CompletionResponseChoice]
+    choices: list[CompletionResponseChoice]
     created: int
     model: str
     object: Literal["text_completion"]
     system_fingerprint: str
-    time_info: Optional[CompletionResponseTimeInfo] = None
-    usage: Optional[CompletionResponseUsage] = None
+    time_info: CompletionResponseTimeInfo | None = None
+    usage: CompletionResponseUsage | None = None
 
 
-Completion: TypeAlias = Union[CompletionResponse, ErrorChunkResponse]
+Completion: TypeAlias = CompletionResponse | ErrorChunkResponse

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Literal, Optional, TypeAlias, Union  # noqa: UP035
+from typing import Literal, TypeAlias
 
 from cbatch.sdk.models import BaseModel
 
@@ -11,25 +11,25 @@ class ModelMetadataListData(BaseModel):
     """A model."""
 
     id: str
-    created: Optional[int] = None
-    object: Optional[Literal["model"]] = None
-    owned_by: Optional[str] = None
+    created: int | None = None
+    object: Literal["model"] | None = None
+    owned_by: str | None = None
 
 
 class ModelMetadataList(BaseModel):
     """All of them."""
 
-    data: List[ModelMetadataListData]
-    object: Optional[Literal["list"]] = None
+    data: list[ModelMetadataListData]
+    object: Literal["list"] | None = None
 
 
 class _OpenRouterPricing(BaseModel):
     completion: str
     prompt: str
-    image: Optional[str] = None
-    input_cache_read: Optional[str] = None
-    input_cache_write: Optional[str] = None
-    request: Optional[str] = None
+    image: str | None = None
+    input_cache_read: str | None = None
+    input_cache_write: str | None = None
+    request: str | None = None
 
 
 class OpenRouterModelsResponseDataPricing(_OpenRouterPricing):
@@ -57,21 +57,21 @@ class OpenRouterModelsResponseData(BaseModel):
     max_output_length: int
     name: str
     pricing: OpenRouterModelsResponseDataPricing
-    datacenters: Optional[List[OpenRouterModelsResponseDataDatacenter]] = None
-    description: Optional[str] = None
-    hugging_face_id: Optional[str] = None
-    input_modalities: Optional[List[str]] = None
-    openrouter: Optional[OpenRouterModelsResponseDataOpenrouter] = None
-    output_modalities: Optional[List[str]] = None
-    quantization: Optional[str] = None
-    supported_features: Optional[List[str]] = None
-    supported_sampling_parameters: Optional[List[str]] = None
+    datacenters: list[OpenRouterModelsResponseDataDatacenter] | None = None
+    description: str | None = None
+    hugging_face_id: str | None = None
+    input_modalities: list[str] | None = None
+    openrouter: OpenRouterModelsResponseDataOpenrouter | None = None
+    output_modalities: list[str] | None = None
+    quantization: str | None = None
+    supported_features: list[str] | None = None
+    supported_sampling_parameters: list[str] | None = None
 
 
 class OpenRouterModelsResponse(BaseModel):
     """All of them, in OpenRouter's format."""
 
-    data: List[OpenRouterModelsResponseData]
+    data: list[OpenRouterModelsResponseData]
 
 
 class _HuggingFacePricing(BaseModel):
@@ -80,10 +80,10 @@ class _HuggingFacePricing(BaseModel):
 
 
 class _HuggingFaceCapabilities(BaseModel):
-    function_calling: Optional[bool] = None
-    streaming: Optional[bool] = None
-    structured_outputs: Optional[bool] = None
-    vision: Optional[bool] = None
+    function_calling: bool | None = None
+    streaming: bool | None = None
+    structured_outputs: bool | None = None
+    vision: bool | None = None
 
 
 class HuggingFaceModelsResponseDataPricing(_HuggingFacePricing):
@@ -102,16 +102,16 @@ class HuggingFaceModelsResponseData(BaseModel):
     created: int
     owned_by: str
     pricing: HuggingFaceModelsResponseDataPricing
-    capabilities: Optional[HuggingFaceModelsResponseDataCapabilities] = None
-    hugging_face_id: Optional[str] = None
-    object: Optional[Literal["model"]] = None
+    capabilities: HuggingFaceModelsResponseDataCapabilities | None = None
+    hugging_face_id: str | None = None
+    object: Literal["model"] | None = None
 
 
 class HuggingFaceModelsResponse(BaseModel):
     """All of them, in Hugging Face's format."""
 
-    data: List[HuggingFaceModelsResponseData]
-    object: Optional[Literal["list"]] = None
+    data: list[HuggingFaceModelsResponseData]
+    object: Literal["list"] | None = None
 
 
-ModelListResponse: TypeAlias = Union[ModelMetadataList, OpenRouterModelsResponse, HuggingFaceModelsResponse]
+ModelListResponse: TypeAlias = ModelMetadataList | OpenRouterModelsResponse | HuggingFaceModelsResponse

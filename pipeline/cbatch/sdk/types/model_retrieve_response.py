@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Literal, Optional, TypeAlias, Union  # noqa: UP035
+from typing import Literal, TypeAlias
 
 from cbatch.sdk.models import BaseModel
 from cbatch.sdk.types.model_list_response import _HuggingFaceCapabilities, _HuggingFacePricing, _OpenRouterPricing
@@ -12,9 +12,9 @@ class ModelMetadata(BaseModel):
     """A model."""
 
     id: str
-    created: Optional[int] = None
-    object: Optional[Literal["model"]] = None
-    owned_by: Optional[str] = None
+    created: int | None = None
+    object: Literal["model"] | None = None
+    owned_by: str | None = None
 
 
 class OpenRouterModelPricing(_OpenRouterPricing):
@@ -42,15 +42,15 @@ class OpenRouterModel(BaseModel):
     max_output_length: int
     name: str
     pricing: OpenRouterModelPricing
-    datacenters: Optional[List[OpenRouterModelDatacenter]] = None
-    description: Optional[str] = None
-    hugging_face_id: Optional[str] = None
-    input_modalities: Optional[List[str]] = None
-    openrouter: Optional[OpenRouterModelOpenrouter] = None
-    output_modalities: Optional[List[str]] = None
-    quantization: Optional[str] = None
-    supported_features: Optional[List[str]] = None
-    supported_sampling_parameters: Optional[List[str]] = None
+    datacenters: list[OpenRouterModelDatacenter] | None = None
+    description: str | None = None
+    hugging_face_id: str | None = None
+    input_modalities: list[str] | None = None
+    openrouter: OpenRouterModelOpenrouter | None = None
+    output_modalities: list[str] | None = None
+    quantization: str | None = None
+    supported_features: list[str] | None = None
+    supported_sampling_parameters: list[str] | None = None
 
 
 class HuggingFaceModelPricing(_HuggingFacePricing):
@@ -69,9 +69,9 @@ class HuggingFaceModel(BaseModel):
     created: int
     owned_by: str
     pricing: HuggingFaceModelPricing
-    capabilities: Optional[HuggingFaceModelCapabilities] = None
-    hugging_face_id: Optional[str] = None
-    object: Optional[Literal["model"]] = None
+    capabilities: HuggingFaceModelCapabilities | None = None
+    hugging_face_id: str | None = None
+    object: Literal["model"] | None = None
 
 
 class PublicModelArchitecture(BaseModel):
@@ -79,22 +79,22 @@ class PublicModelArchitecture(BaseModel):
 
     modality: Literal["text", "text+vision", "multimodal"]
     tokenizer: str
-    instruct_type: Optional[str] = None
+    instruct_type: str | None = None
 
 
 class PublicModelCapabilities(BaseModel):
     """What it can do."""
 
-    function_calling: Optional[bool] = None
-    json_mode: Optional[bool] = None
-    parallel_tool_calls: Optional[bool] = None
-    reasoning: Optional[bool] = None
-    response_format: Optional[bool] = None
-    streaming: Optional[bool] = None
-    structured_outputs: Optional[bool] = None
-    tool_choice: Optional[bool] = None
-    tools: Optional[bool] = None
-    vision: Optional[bool] = None
+    function_calling: bool | None = None
+    json_mode: bool | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: bool | None = None
+    response_format: bool | None = None
+    streaming: bool | None = None
+    structured_outputs: bool | None = None
+    tool_choice: bool | None = None
+    tools: bool | None = None
+    vision: bool | None = None
 
 
 class PublicModelLimits(BaseModel):
@@ -102,8 +102,8 @@ class PublicModelLimits(BaseModel):
 
     max_completion_tokens: int
     max_context_length: int
-    requests_per_minute: Optional[int] = None
-    tokens_per_minute: Optional[int] = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
 
 class PublicModelPricing(BaseModel):
@@ -116,17 +116,17 @@ class PublicModelPricing(BaseModel):
 class PublicModelSupportedParameters(BaseModel):
     """Which fields of a request it knows."""
 
-    frequency_penalty: Optional[bool] = None
-    logit_bias: Optional[bool] = None
-    logprobs: Optional[bool] = None
-    max_completion_tokens: Optional[bool] = None
-    presence_penalty: Optional[bool] = None
-    repetition_penalty: Optional[bool] = None
-    seed: Optional[bool] = None
-    stop: Optional[bool] = None
-    temperature: Optional[bool] = None
-    top_logprobs: Optional[bool] = None
-    top_p: Optional[bool] = None
+    frequency_penalty: bool | None = None
+    logit_bias: bool | None = None
+    logprobs: bool | None = None
+    max_completion_tokens: bool | None = None
+    presence_penalty: bool | None = None
+    repetition_penalty: bool | None = None
+    seed: bool | None = None
+    stop: bool | None = None
+    temperature: bool | None = None
+    top_logprobs: bool | None = None
+    top_p: bool | None = None
 
 
 class PublicModel(BaseModel):
@@ -142,12 +142,12 @@ class PublicModel(BaseModel):
     owned_by: str
     pricing: PublicModelPricing
     supported_parameters: PublicModelSupportedParameters
-    datacenter_locations: Optional[List[str]] = None
-    deprecated: Optional[bool] = None
-    hugging_face_id: Optional[str] = None
-    object: Optional[Literal["model"]] = None
-    preview: Optional[bool] = None
-    quantization: Optional[str] = None
+    datacenter_locations: list[str] | None = None
+    deprecated: bool | None = None
+    hugging_face_id: str | None = None
+    object: Literal["model"] | None = None
+    preview: bool | None = None
+    quantization: str | None = None
 
 
-ModelRetrieveResponse: TypeAlias = Union[ModelMetadata, OpenRouterModel, HuggingFaceModel, PublicModel]
+ModelRetrieveResponse: TypeAlias = ModelMetadata | OpenRouterModel | HuggingFaceModel | PublicModel

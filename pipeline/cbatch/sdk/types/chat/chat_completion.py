@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Literal, Optional, TypeAlias, Union  # noqa: UP035  a field named `object` or `list` hides it
+from typing import Literal, TypeAlias
 
 from cbatch.sdk.models import BaseModel
 
@@ -13,32 +13,32 @@ Role = Literal["assistant", "user", "system", "tool"]
 
 
 class _Function(BaseModel):
-    arguments: Optional[str] = None
-    name: Optional[str] = None
+    arguments: str | None = None
+    name: str | None = None
 
 
 class _TopLogprob(BaseModel):
     token: str
     logprob: float
-    bytes: Optional[List[int]] = None
+    bytes: list[int] | None = None
 
 
 class _TimeInfo(BaseModel):
-    completion_time: Optional[float] = None
-    created: Optional[float] = None
-    prompt_time: Optional[float] = None
-    queue_time: Optional[float] = None
-    total_time: Optional[float] = None
+    completion_time: float | None = None
+    created: float | None = None
+    prompt_time: float | None = None
+    queue_time: float | None = None
+    total_time: float | None = None
 
 
 class _CompletionTokensDetails(BaseModel):
-    accepted_prediction_tokens: Optional[int] = None
-    reasoning_tokens: Optional[int] = None
-    rejected_prediction_tokens: Optional[int] = None
+    accepted_prediction_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    rejected_prediction_tokens: int | None = None
 
 
 class _PromptTokensDetails(BaseModel):
-    cached_tokens: Optional[int] = None
+    cached_tokens: int | None = None
 
 
 # -- a whole answer ---------------------------------------------------------------------------------
@@ -53,17 +53,17 @@ class ChatCompletionResponseChoiceMessageToolCall(BaseModel):
 
     function: ChatCompletionResponseChoiceMessageToolCallFunction
     type: Literal["function"]
-    id: Optional[str] = None
-    index: Optional[int] = None
+    id: str | None = None
+    index: int | None = None
 
 
 class ChatCompletionResponseChoiceMessage(BaseModel):
     """What the model said."""
 
     role: Role
-    content: Optional[str] = None
-    reasoning: Optional[str] = None
-    tool_calls: Optional[List[ChatCompletionResponseChoiceMessageToolCall]] = None
+    content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ChatCompletionResponseChoiceMessageToolCall] | None = None
 
 
 class ChatCompletionResponseChoiceLogprobsContentTopLogprob(_TopLogprob):
@@ -75,8 +75,8 @@ class ChatCompletionResponseChoiceLogprobsContent(BaseModel):
 
     token: str
     logprob: float
-    top_logprobs: List[ChatCompletionResponseChoiceLogprobsContentTopLogprob]
-    bytes: Optional[List[int]] = None
+    top_logprobs: list[ChatCompletionResponseChoiceLogprobsContentTopLogprob]
+    bytes: list[int] | None = None
 
 
 class ChatCompletionResponseChoiceLogprobsRefusalTopLogprob(_TopLogprob):
@@ -88,15 +88,15 @@ class ChatCompletionResponseChoiceLogprobsRefusal(BaseModel):
 
     token: str
     logprob: float
-    top_logprobs: List[ChatCompletionResponseChoiceLogprobsRefusalTopLogprob]
-    bytes: Optional[List[int]] = None
+    top_logprobs: list[ChatCompletionResponseChoiceLogprobsRefusalTopLogprob]
+    bytes: list[int] | None = None
 
 
 class ChatCompletionResponseChoiceLogprobs(BaseModel):
     """How probable the tokens of an answer were."""
 
-    content: Optional[List[ChatCompletionResponseChoiceLogprobsContent]] = None
-    refusal: Optional[List[ChatCompletionResponseChoiceLogprobsRefusal]] = None
+    content: list[ChatCompletionResponseChoiceLogprobsContent] | None = None
+    refusal: list[ChatCompletionResponseChoiceLogprobsRefusal] | None = None
 
 
 class ChatCompletionResponseChoiceReasoningLogprobsContentTopLogprob(_TopLogprob):
@@ -108,8 +108,8 @@ class ChatCompletionResponseChoiceReasoningLogprobsContent(BaseModel):
 
     token: str
     logprob: float
-    top_logprobs: List[ChatCompletionResponseChoiceReasoningLogprobsContentTopLogprob]
-    bytes: Optional[List[int]] = None
+    top_logprobs: list[ChatCompletionResponseChoiceReasoningLogprobsContentTopLogprob]
+    bytes: list[int] | None = None
 
 
 class ChatCompletionResponseChoiceReasoningLogprobsRefusalTopLogprob(_TopLogprob):
@@ -121,15 +121,15 @@ class ChatCompletionResponseChoiceReasoningLogprobsRefusal(BaseModel):
 
     token: str
     logprob: float
-    top_logprobs: List[ChatCompletionResponseChoiceReasoningLogprobsRefusalTopLogprob]
-    bytes: Optional[List[int]] = None
+    top_logprobs: list[ChatCompletionResponseChoiceReasoningLogprobsRefusalTopLogprob]
+    bytes: list[int] | None = None
 
 
 class ChatCompletionResponseChoiceReasoningLogprobs(BaseModel):
     """How probable the tokens of the reasoning were."""
 
-    content: Optional[List[ChatCompletionResponseChoiceReasoningLogprobsContent]] = None
-    refusal: Optional[List[ChatCompletionResponseChoiceReasoningLogprobsRefusal]] = None
+    content: list[ChatCompletionResponseChoiceReasoningLogprobsContent] | None = None
+    refusal: list[ChatCompletionResponseChoiceReasoningLogprobsRefusal] | None = None
 
 
 class ChatCompletionResponseChoice(BaseModel):
@@ -137,9 +137,9 @@ class ChatCompletionResponseChoice(BaseModel):
 
     index: int
     message: ChatCompletionResponseChoiceMessage
-    finish_reason: Optional[FinishReason] = None
-    logprobs: Optional[ChatCompletionResponseChoiceLogprobs] = None
-    reasoning_logprobs: Optional[ChatCompletionResponseChoiceReasoningLogprobs] = None
+    finish_reason: FinishReason | None = None
+    logprobs: ChatCompletionResponseChoiceLogprobs | None = None
+    reasoning_logprobs: ChatCompletionResponseChoiceReasoningLogprobs | None = None
 
 
 class ChatCompletionResponseTimeInfo(_TimeInfo):
@@ -157,26 +157,26 @@ class ChatCompletionResponseUsagePromptTokensDetails(_PromptTokensDetails):
 class ChatCompletionResponseUsage(BaseModel):
     """Tokens, as the server counted."""
 
-    completion_tokens: Optional[int] = None
-    completion_tokens_details: Optional[ChatCompletionResponseUsageCompletionTokensDetails] = None
-    image_tokens: Optional[int] = None
-    prompt_tokens: Optional[int] = None
-    prompt_tokens_details: Optional[ChatCompletionResponseUsagePromptTokensDetails] = None
-    total_tokens: Optional[int] = None
+    completion_tokens: int | None = None
+    completion_tokens_details: ChatCompletionResponseUsageCompletionTokensDetails | None = None
+    image_tokens: int | None = None
+    prompt_tokens: int | None = None
+    prompt_tokens_details: ChatCompletionResponseUsagePromptTokensDetails | None = None
+    total_tokens: int | None = None
 
 
 class ChatCompletionResponse(BaseModel):
     """A whole answer."""
 
     id: str
-    choices: List[ChatCompletionResponseChoice]
+    choices: list[ChatCompletionResponseChoice]
     created: int
     model: str
     object: Literal["chat.completion"]
     system_fingerprint: str
-    service_tier: Optional[str] = None
-    time_info: Optional[ChatCompletionResponseTimeInfo] = None
-    usage: Optional[ChatCompletionResponseUsage] = None
+    service_tier: str | None = None
+    time_info: ChatCompletionResponseTimeInfo | None = None
+    usage: ChatCompletionResponseUsage | None = None
 
 
 # -- a chunk of a stream ------------------------------------------------------------------------------
@@ -191,18 +191,18 @@ class ChatChunkResponseChoiceDeltaToolCall(BaseModel):
 
     function: ChatChunkResponseChoiceDeltaToolCallFunction
     type: Literal["function"]
-    id: Optional[str] = None
-    index: Optional[int] = None
+    id: str | None = None
+    index: int | None = None
 
 
 class ChatChunkResponseChoiceDelta(BaseModel):
     """What was added."""
 
-    content: Optional[str] = None
-    reasoning: Optional[str] = None
-    role: Optional[Role] = None
-    tokens: Optional[List[int]] = None
-    tool_calls: Optional[List[ChatChunkResponseChoiceDeltaToolCall]] = None
+    content: str | None = None
+    reasoning: str | None = None
+    role: Role | None = None
+    tokens: list[int] | None = None
+    tool_calls: list[ChatChunkResponseChoiceDeltaToolCall] | None = None
 
 
 class ChatChunkResponseChoiceLogprobsContentTopLogprob(_TopLogprob):
@@ -214,8 +214,8 @@ class ChatChunkResponseChoiceLogprobsContent(BaseModel):
 
     token: str
     logprob: float
-    top_logprobs: List[ChatChunkResponseChoiceLogprobsContentTopLogprob]
-    bytes: Optional[List[int]] = None
+    top_logprobs: list[ChatChunkResponseChoiceLogprobsContentTopLogprob]
+    bytes: list[int] | None = None
 
 
 class ChatChunkResponseChoiceLogprobsRefusalTopLogprob(_TopLogprob):
@@ -227,15 +227,15 @@ class ChatChunkResponseChoiceLogprobsRefusal(BaseModel):
 
     token: str
     logprob: float
-    top_logprobs: List[ChatChunkResponseChoiceLogprobsRefusalTopLogprob]
-    bytes: Optional[List[int]] = None
+    top_logprobs: list[ChatChunkResponseChoiceLogprobsRefusalTopLogprob]
+    bytes: list[int] | None = None
 
 
 class ChatChunkResponseChoiceLogprobs(BaseModel):
     """How probable the tokens of a piece were."""
 
-    content: Optional[List[ChatChunkResponseChoiceLogprobsContent]] = None
-    refusal: Optional[List[ChatChunkResponseChoiceLogprobsRefusal]] = None
+    content: list[ChatChunkResponseChoiceLogprobsContent] | None = None
+    refusal: list[ChatChunkResponseChoiceLogprobsRefusal] | None = None
 
 
 class ChatChunkResponseChoiceReasoningLogprobsContentTopLogprob(_TopLogprob):
@@ -247,8 +247,8 @@ class ChatChunkResponseChoiceReasoningLogprobsContent(BaseModel):
 
     token: str
     logprob: float
-    top_logprobs: List[ChatChunkResponseChoiceReasoningLogprobsContentTopLogprob]
-    bytes: Optional[List[int]] = None
+    top_logprobs: list[ChatChunkResponseChoiceReasoningLogprobsContentTopLogprob]
+    bytes: list[int] | None = None
 
 
 class ChatChunkResponseChoiceReasoningLogprobsRefusalTopLogprob(_TopLogprob):
@@ -260,27 +260,27 @@ class ChatChunkResponseChoiceReasoningLogprobsRefusal(BaseModel):
 
     token: str
     logprob: float
-    top_logprobs: List[ChatChunkResponseChoiceReasoningLogprobsRefusalTopLogprob]
-    bytes: Optional[List[int]] = None
+    top_logprobs: list[ChatChunkResponseChoiceReasoningLogprobsRefusalTopLogprob]
+    bytes: list[int] | None = None
 
 
 class ChatChunkResponseChoiceReasoningLogprobs(BaseModel):
     """How probable the tokens of a piece of reasoning were."""
 
-    content: Optional[List[ChatChunkResponseChoiceReasoningLogprobsContent]] = None
-    refusal: Optional[List[ChatChunkResponseChoiceReasoningLogprobsRefusal]] = None
+    content: list[ChatChunkResponseChoiceReasoningLogprobsContent] | None = None
+    refusal: list[ChatChunkResponseChoiceReasoningLogprobsRefusal] | None = None
 
 
 class ChatChunkResponseChoice(BaseModel):
     """A piece of one of the answers."""
 
     index: int
-    delta: Optional[ChatChunkResponseChoiceDelta] = None
-    finish_reason: Optional[FinishReason] = None
-    logprobs: Optional[ChatChunkResponseChoiceLogprobs] = None
-    reasoning_logprobs: Optional[ChatChunkResponseChoiceReasoningLogprobs] = None
-    text: Optional[str] = None
-    tokens: Optional[List[int]] = None
+    delta: ChatChunkResponseChoiceDelta | None = None
+    finish_reason: FinishReason | None = None
+    logprobs: ChatChunkResponseChoiceLogprobs | None = None
+    reasoning_logprobs: ChatChunkResponseChoiceReasoningLogprobs | None = None
+    text: str | None = None
+    tokens: list[int] | None = None
 
 
 class ChatChunkResponseTimeInfo(_TimeInfo):
@@ -298,12 +298,12 @@ class ChatChunkResponseUsagePromptTokensDetails(_PromptTokensDetails):
 class ChatChunkResponseUsage(BaseModel):
     """Tokens, as the server counted; in the last chunk."""
 
-    completion_tokens: Optional[int] = None
-    completion_tokens_details: Optional[ChatChunkResponseUsageCompletionTokensDetails] = None
-    image_tokens: Optional[int] = None
-    prompt_tokens: Optional[int] = None
-    prompt_tokens_details: Optional[ChatChunkResponseUsagePromptTokensDetails] = None
-    total_tokens: Optional[int] = None
+    completion_tokens: int | None = None
+    completion_tokens_details: ChatChunkResponseUsageCompletionTokensDetails | None = None
+    image_tokens: int | None = None
+    prompt_tokens: int | None = None
+    prompt_tokens_details: ChatChunkResponseUsagePromptTokensDetails | None = None
+    total_tokens: int | None = None
 
 
 class ChatChunkResponse(BaseModel):
@@ -314,10 +314,10 @@ class ChatChunkResponse(BaseModel):
     model: str
     object: Literal["chat.completion.chunk"]
     system_fingerprint: str
-    choices: Optional[List[ChatChunkResponseChoice]] = None
-    service_tier: Optional[str] = None
-    time_info: Optional[ChatChunkResponseTimeInfo] = None
-    usage: Optional[ChatChunkResponseUsage] = None
+    choices: list[ChatChunkResponseChoice] | None = None
+    service_tier: str | None = None
+    time_info: ChatChunkResponseTimeInfo | None = None
+    usage: ChatChunkResponseUsage | None = None
 
 
 # -- an error in place of either ------------------------------------------------------------------------
@@ -326,11 +326,11 @@ class ChatChunkResponse(BaseModel):
 class ErrorChunkResponseError(BaseModel):
     """What went wrong."""
 
-    id: Optional[str] = None
-    code: Optional[str] = None
-    message: Optional[str] = None
-    param: Optional[str] = None
-    type: Optional[str] = None
+    id: str | None = None
+    code: str | None = None
+    message: str | None = None
+    param: str | None = None
+    type: str | None = None
 
 
 class ErrorChunkResponse(BaseModel):
@@ -340,5 +340,5 @@ class ErrorChunkResponse(BaseModel):
     status_code: int
 
 
-ChatCompletion: TypeAlias = Union[ChatCompletionResponse, ChatChunkResponse, ErrorChunkResponse]
+ChatCompletion: TypeAlias = ChatCompletionResponse | ChatChunkResponse | ErrorChunkResponse
 CompletionCreateResponse: TypeAlias = ChatCompletion  # its name before SDK 1.12

@@ -1,0 +1,550 @@
+"""Cerebras and AsyncCerebras: the official SDK's clients, by their names and arguments."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from cbatch import __version__, environment
+from cbatch.errors import CbatchError
+from cbatch.sdk import body as bodies
+from cbatch.sdk import errors
+from cbatch.sdk.given import NotGiven, Omit, given, not_given
+from cbatch.sdk.resources import (
+    AsyncChatResource,
+    AsyncCompletionsResource,
+    AsyncModelsResource,
+    ChatResource,
+    CompletionsResource,
+    ModelsResource,
+)
+from cbatch.sdk.response import APIResponse, AsyncAPIResponse, AsyncResponseContextManager, ResponseContextManager
+from cbatch.sdk.web import DEFAULT_TIMEOUT, URL, Response, Timeout
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from cbatch.sdk.core import Ask, Core, Taken
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+DEFAULT_MAX_RETRIES = 2
+DEFAULT_BASE_URL = "https://api.cerebras.ai"
+HEADERS_NAME = "CEREBRAS_CUSTOM_HEADERS"
+NEVER_S = 1e9
+WARM_S = 1.0
+
+# Loads (the usual type, all types that may come): pydantic costs 100 ms, and an import need not.
+Load = Callable[[], tuple[Any, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What an answer is to become."""
+
+    load: Load
+    stream: bool = False
+    is_async: bool = False
+    strict: bool = False
+
+    @property
+    def kind(self) -> Any:
+        """What it becomes."""
+        return self.load()[0]
+
+    def parsed(self, response: Response, data: Any, to: Any = None) -> Any:
+        """What is in a response; `data` is its JSON where that was decoded."""
+        kind, union = self.load() if to is None else (to, to)
+        if self.stream:
+            from cbatch.sdk.stream import AsyncStream, Stream
+
+            stream: Any = AsyncStream if self.is_async else Stream
+            return stream(cast_to=kind, union=union, response=response, strict=self.strict)
+        if kind is None or kind is type(None):
+            return None
+        if kind is Response:
+            return response
+        if kind is bytes:
+            return response.content
+        if kind in (str, int, float):
+            return kind(response.text)
+        if kind is bool:
+            return response.text.lower() == "true"
+        from pydantic import ValidationError
+
+        from cbatch.sdk.models import build
+
+        try:
+            found = data if data is not None else response.json()
+        except ValueError:
+            return response.text
+        try:
+            return build(found, kind, union, strict=self.strict)
+        except ValidationError as exc:
+            raise errors.APIResponseValidationError(response, found) from exc
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of a method, before the client's own settings are added."""
+
+    method: str
+    path: str
+    wanted: Wanted
+    fields: Mapping[str, Any] | None = None
+    content: bytes | None = None
+    query: Mapping[str, Any] = field(default_factory=dict)
+    extra_headers: Mapping[str, Any] | None = None
+    timeout: Any = not_given
+    max_retries: float | None = None
+    model: str | None = None
+
+
+class _Client:
+    """What both clients are: settings, and a Core that copies share."""
+
+    def __init__(
+        self,
+        *,
+        api_key: str | None = None,
+        base_url: str | URL | None = None,
+        timeout: float | Timeout | Any | NotGiven | None = not_given,
+        max_retries: int = DEFAULT_MAX_RETRIES,
+        default_headers: Mapping[str, str] | None = None,
+        default_query: Mapping[str, object] | None = None,
+        http_client: None = None,
+        _strict_response_validation: bool = False,
+        warm_tcp_connection: bool = True,
+        _core: Core | None = None,
+    ) -> None:
+        """The key is `api_key`, else looked for where the commands look; the address `base_url`, CEREBRAS_BASE_URL.
+
+        `timeout` is seconds, or an object with `connect` and `read` such as Timeout; None waits for ever.
+        Raises CerebrasError where there is no key, TypeError for an `http_client`: connections are cbatch's own.
+        """
+        if http_client is not None:
+            raise TypeError(
+                "http_client is not supported: cbatch has connections of its own; leave it out "
+                "(a proxy is taken from HTTPS_PROXY, headers from default_headers, times from timeout)"
+            )
+        if max_retries is None:
+            raise TypeError("max_retries cannot be None; 0 does not retry, math.inf never gives up, 2 is the default")
+        self._core_is_ours = _core is None
+        self._base_url = URL(_slash(_base_url(base_url)))
+        self._api_key = _key(api_key)
+        self.timeout: Any = DEFAULT_TIMEOUT if isinstance(timeout, NotGiven) else timeout
+        self.max_retries = max_retries
+        self._custom_headers = dict(_environment_headers() if _core is None else {}) | dict(default_headers or {})
+        self._custom_query = dict(default_query or {})
+        self._strict_response_validation = _strict_response_validation
+        self._closed = False
+        self._core = _core or _core_of(str(self._base_url), self._api_key, self.timeout)
+        self._plain_head: Any = None
+        if warm_tcp_connection and _core is None:
+            self._warm()
+
+    # -- settings ---------------------------------------------------------------------------------
+
+    @property
+    def api_key(self) -> str:
+        """The key in use; another one needs another client, or `copy`."""
+        return self._api_key
+
+    @property
+    def base_url(self) -> URL:
+        """The address in use, as it was given, with a slash at its end."""
+        return self._base_url
+
+    @property
+    def auth_headers(self) -> dict[str, str]:
+        """The header that carries the key."""
+        return {"Authorization": f"Bearer {self._api_key}"}
+
+    @property
+    def default_headers(self) -> dict[str, Any]:
+        """The headers of every request."""
+        return {
+            "Accept": "application/json",
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",  # small answers: gunzip would cost more than it saves
+            "User-Agent": f"cbatch/{__version__}",
+            "X-Cerebras-3rd-Party-Integration": "cbatch",
+            **self.auth_headers,
+            **self._custom_headers,
+        }
+
+    @property
+    def default_query(self) -> dict[str, object]:
+        """The query of every request."""
+        return dict(self._custom_query)
+
+    def copy(
+        self,
+        *,
+        api_key: str | None = None,
+        base_url: str | URL | None = None,
+        timeout: float | Timeout | Any | NotGiven | None = not_given,
+        http_client: None = None,
+        max_retries: int | NotGiven = not_given,
+        default_headers: Mapping[str, str] | None = None,
+        set_default_headers: Mapping[str, str] | None = None,
+        default_query: Mapping[str, object] | None = None,
+        set_default_query: Mapping[str, object] | None = None,
+        warm_tcp_connection: bool = True,
+        _extra_kwargs: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """The same client with other settings; it shares the connections unless key or address change."""
+        for name, one, other in (
+            ("default_headers", default_headers, set_default_headers),
+            ("default_query", default_query, set_default_query),
+        ):
+            if one is not None and other is not None:
+                raise ValueError(f"The `{name}` and `set_{name}` arguments are mutually exclusive")
+        same = (api_key or self.api_key, base_url or self.base_url) == (self.api_key, self.base_url)
+        headers = {**self._custom_headers, **(default_headers or {})}
+        params = {**self._custom_query, **(default_query or {})}
+        options: dict[str, Any] = {
+            "api_key": api_key or self.api_key,
+            "base_url": base_url or self.base_url,
+            "timeout": self.timeout if isinstance(timeout, NotGiven) else timeout,
+            "max_retries": self.max_retries if isinstance(max_retries, NotGiven) else max_retries,
+            "default_headers": headers if set_default_headers is None else set_default_headers,
+            "default_query": params if set_default_query is None else set_default_query,
+            "_strict_response_validation": self._strict_response_validation,
+            "warm_tcp_connection": warm_tcp_connection,
+            "http_client": http_client,
+            **(_extra_kwargs or {}),
+        }
+        return type(self)(**options, _core=self._core if same else None)
+
+    with_options = copy
+
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed or self._core.closed
+
+    # -- one call -----------------------------------------------------------------------------------
+
+    def _ask(self, call: Call) -> Ask:
+        from cbatch.sdk.core import Ask
+        from cbatch.sdk.wire import Head
+
+        if self._closed:
+            raise errors.APIConnectionError(request=_unsent(call, self._base_url)) from RuntimeError(
+                "the client has been closed"
+            )
+        if call.extra_headers or self._plain_head is None or self._plain_head[0] != self._custom_headers:
+            head = Head.of(_merged(self.default_headers, call.extra_headers or {}))
+            if not call.extra_headers:
+                self._plain_head = dict(self._custom_headers), head
+        else:
+            head = self._plain_head[1]
+        timeout = self.timeout if isinstance(call.timeout, NotGiven) else call.timeout
+        fields = call.fields
+        limit = (fields.get("max_completion_tokens") or fields.get("max_tokens")) if fields else None
+        answers = fields.get("n") if fields else None
+        root = self._core.endpoint.base_url.removesuffix("/v1")
+        path = call.path if call.path.startswith("/") else "/" + call.path
+        return Ask(
+            method=call.method,
+            url=root + path + bodies.query({**self._custom_query, **call.query}),
+            head=head,
+            body=bodies.encode(fields) if fields is not None else call.content,
+            read_s=timeout.read if hasattr(timeout, "read") else timeout,
+            max_retries=self.max_retries if call.max_retries is None else call.max_retries,
+            is_json=call.wanted.kind not in (None, str, bytes, int, float, bool, Response),
+            model=call.model,
+            limit_tokens=limit if type(limit) is int and limit > 0 else None,
+            answers=answers if type(answers) is int and answers > 0 else 1,
+        )
+
+    def _custom(self, method: str, path: str, cast_to: Any, options: Mapping[str, Any], **more: Any) -> Call:
+        """A call of an address that has no method of its own."""
+        fields, extra = more.get("body"), options.get("extra_json")
+        return Call(
+            method=method,
+            path=path,
+            wanted=Wanted(
+                load=lambda: (cast_to, cast_to),
+                stream=bool(more.get("stream")),
+                is_async=isinstance(self, AsyncCerebras),
+                strict=self._strict_response_validation,
+            ),
+            fields={**(fields or {}), **(extra or {})} if fields is not None or extra is not None else None,
+            content=more.get("content"),
+            query=options.get("params") or {},
+            extra_headers=options.get("headers"),
+            timeout=options.get("timeout", not_given),
+            max_retries=options.get("max_retries"),
+        )
+
+    def _warm(self) -> None:
+        raise NotImplementedError
+
+    def _warming(self) -> Any:
+        """What opens a connection before it is needed, and never fails."""
+        call = self._custom("GET", "/v1/tcp_warming", str, {"timeout": WARM_S, "max_retries": 0})
+        core, ask = self._core, self._ask(call)
+
+        async def warm() -> None:
+            with suppress(errors.CerebrasError):
+                await core.fetch(ask)
+
+        return warm()
+
+
+class Cerebras(_Client):
+    """The client for code without `await`: its requests run in one background loop, from any thread."""
+
+    @cached_property
+    def chat(self) -> ChatResource:
+        """Chat completions."""
+        return ChatResource(self)
+
+    @cached_property
+    def completions(self) -> CompletionsResource:
+        """Text completions."""
+        return CompletionsResource(self)
+
+    @cached_property
+    def models(self) -> ModelsResource:
+        """The models that the key sees."""
+        return ModelsResource(self)
+
+    @cached_property
+    def with_raw_response(self) -> _Raw[Cerebras]:
+        """The same methods, which give the response itself."""
+        return _Raw(self, "with_raw_response")
+
+    @cached_property
+    def with_streaming_response(self) -> _Raw[Cerebras]:
+        """The same methods, as context managers that give the response itself."""
+        return _Raw(self, "with_streaming_response")
+
+    def close(self) -> None:
+        """Close the connections, unless this is a copy of the client that has them."""
+        self._closed = True
+        if self._core_is_ours and not self._core.closed:
+            from cbatch.sdk import background
+
+            background.run(self._core.aclose())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def get(self, path: str, *, cast_to: Any, options: Mapping[str, Any] = {}, stream: bool = False) -> Any:
+        """GET an address that has no method of its own."""
+        return self._do(self._custom("GET", path, cast_to, options, stream=stream))
+
+    def post(
+        self,
+        path: str,
+        *,
+        cast_to: Any,
+        body: Any = None,
+        content: bytes | None = None,
+        options: Mapping[str, Any] = {},
+        stream: bool = False,
+    ) -> Any:
+        """POST to an address that has no method of its own."""
+        return self._do(self._custom("POST", path, cast_to, options, body=body, content=content, stream=stream))
+
+    def _warm(self) -> None:
+        from cbatch.sdk import background
+
+        background.start(self._warming())
+
+    def _take(self, call: Call) -> Taken:
+        from cbatch.sdk import background
+        from cbatch.sdk.feed import ThreadFeed
+
+        work = self._core.fetch(self._ask(call), ThreadFeed if call.wanted.stream else None)
+        return background.run(work)
+
+    def _do(self, call: Call) -> Any:
+        taken = self._take(call)
+        return call.wanted.parsed(taken.response, taken.data)
+
+    def _do_raw(self, call: Call) -> APIResponse[Any]:
+        taken = self._take(call)
+        return APIResponse(taken.response, call.wanted, data=taken.data, retries_taken=taken.retries)
+
+    def _do_streamed(self, call: Call) -> ResponseContextManager[Any]:
+        return ResponseContextManager(lambda: self._do_raw(call))
+
+
+class AsyncCerebras(_Client):
+    """The client for code with `await`; usable from several event loops, one after the other or at once."""
+
+    @cached_property
+    def chat(self) -> AsyncChatResource:
+        """Chat completions."""
+        return AsyncChatResource(self)
+
+    @cached_property
+    def completions(self) -> AsyncCompletionsResource:
+        """Text completions."""
+        return AsyncCompletionsResource(self)
+
+    @cached_property
+    def models(self) -> AsyncModelsResource:
+        """The models that the key sees."""
+        return AsyncModelsResource(self)
+
+    @cached_property
+    def with_raw_response(self) -> _Raw[AsyncCerebras]:
+        """The same methods, which give the response itself."""
+        return _Raw(self, "with_raw_response")
+
+    @cached_property
+    def with_streaming_response(self) -> _Raw[AsyncCerebras]:
+        """The same methods, as context managers that give the response itself."""
+        return _Raw(self, "with_streaming_response")
+
+    async def close(self) -> None:
+        """Close the connections, unless this is a copy of the client that has them."""
+        self._closed = True
+        if self._core_is_ours and not self._core.closed:
+            await self._core.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def get(self, path: str, *, cast_to: Any, options: Mapping[str, Any] = {}, stream: bool = False) -> Any:
+        """GET an address that has no method of its own."""
+        return await self._do(self._custom("GET", path, cast_to, options, stream=stream))
+
+    async def post(
+        self,
+        path: str,
+        *,
+        cast_to: Any,
+        body: Any = None,
+        content: bytes | None = None,
+        options: Mapping[str, Any] = {},
+        stream: bool = False,
+    ) -> Any:
+        """POST to an address that has no method of its own."""
+        return await self._do(self._custom("POST", path, cast_to, options, body=body, content=content, stream=stream))
+
+    def _warm(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # made before its loop runs: the first request opens the connection
+            return
+        task = loop.create_task(self._warming())
+        _warming.add(task)
+        task.add_done_callback(_warming.discard)
+
+    async def _take(self, call: Call) -> Taken:
+        from cbatch.sdk.feed import LoopFeed
+
+        return await self._core.fetch(self._ask(call), LoopFeed if call.wanted.stream else None)
+
+    async def _do(self, call: Call) -> Any:
+        taken = await self._take(call)
+        return call.wanted.parsed(taken.response, taken.data)
+
+    async def _do_raw(self, call: Call) -> AsyncAPIResponse[Any]:
+        taken = await self._take(call)
+        return AsyncAPIResponse(taken.response, call.wanted, data=taken.data, retries_taken=taken.retries)
+
+    def _do_streamed(self, call: Call) -> AsyncResponseContextManager[Any]:
+        return AsyncResponseContextManager(lambda: self._do_raw(call))
+
+
+_warming: set[asyncio.Task[None]] = set()  # a loop alone does not keep its tasks
+
+
+class _Raw(Generic[T]):
+    """`client.with_raw_response.chat.completions` is `client.chat.completions.with_raw_response`."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self._owner, self._name = owner, name
+
+    def __getattr__(self, part: str) -> Any:
+        found = getattr(self._owner, part)
+        if part in ("chat",):
+            return _Raw(found, self._name)
+        return getattr(found, self._name)
+
+
+# -- settings from outside ----------------------------------------------------------------------------
+
+
+def _key(given_key: str | None) -> str:
+    """The key. Raises CerebrasError where there is none, or one that cannot be."""
+    try:
+        if given_key is not None:
+            return environment.checked(given_key, "api_key")
+        found = environment.find_key(None, None)
+    except CbatchError as exc:
+        raise errors.CerebrasError(f"{exc}\nhint: {exc.hint}" if exc.hint else str(exc)) from None
+    if found is None:
+        raise errors.CerebrasError(
+            "The api_key client option must be set either by passing api_key to the client or by setting the "
+            f"{environment.KEY_NAME} environment variable; looked at {environment.places()}"
+        )
+    return found
+
+
+def _base_url(said: str | None) -> str:
+    return str(said) if said is not None else os.environ.get(environment.URL_NAME) or DEFAULT_BASE_URL
+
+
+def _slash(url: str) -> str:
+    return url if url.endswith("/") else url + "/"
+
+
+def _core_of(base_url: str, key: str, timeout: Any) -> Core:
+    from cbatch.client import normalise_base_url
+    from cbatch.sdk.core import Core
+    from cbatch.transport import Endpoint
+
+    try:
+        url = normalise_base_url(base_url)
+        proxy = environment.proxy_for(url)
+    except (ValueError, CbatchError) as exc:
+        raise errors.CerebrasError(f"base_url: {exc}") from None
+    connect_s = timeout.connect if hasattr(timeout, "connect") else timeout
+    return Core(Endpoint(base_url=url, key=key, proxy=proxy, connect_s=NEVER_S if connect_s is None else connect_s))
+
+
+def _environment_headers() -> Iterator[tuple[str, str]]:
+    """`Name: value` lines of CEREBRAS_CUSTOM_HEADERS."""
+    for line in os.environ.get(HEADERS_NAME, "").split("\n"):
+        name, colon, value = line.partition(":")
+        if colon:
+            yield name.strip(), value.strip()
+
+
+def _merged(defaults: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, str]:
+    """The headers of a request: of one name, in whatever case, the last word wins, and Omit takes it away."""
+    found: dict[str, tuple[str, Any]] = {}
+    for headers in (defaults, extra):
+        for name, value in headers.items():
+            found[name.lower()] = name, value
+    return {name: str(value) for name, value in given(dict(found.values())).items() if not isinstance(value, Omit)}
+
+
+def _unsent(call: Call, base_url: URL) -> Any:
+    from cbatch.sdk.web import Request
+
+    return Request(call.method, cast("str", base_url).rstrip("/") + call.path, {})
