@@ -11,12 +11,18 @@ __version__ = "0.1.0"
 _HOMES = {
     "Answer": "library",
     "Client": "library",
+    "ConversationClient": "conversations",
+    "Conversations": "conversations",
     "Delta": "library",
     "Failed": "library",
     "Stream": "library",
+    "arun": "jobs",
+    "run": "jobs",
 }
 
 if TYPE_CHECKING:
+    from cbatch.conversations import ConversationClient, Conversations
+    from cbatch.jobs import arun, run
     from cbatch.library import Answer, Client, Delta, Failed, Stream
 
 
@@ -30,4 +36,15 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])
 
 
-__all__ = ["Answer", "Client", "Delta", "Failed", "Stream", "__version__"]
+__all__ = [
+    "Answer",
+    "Client",
+    "ConversationClient",
+    "Conversations",
+    "Delta",
+    "Failed",
+    "Stream",
+    "__version__",
+    "arun",
+    "run",
+]

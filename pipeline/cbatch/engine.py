@@ -85,7 +85,7 @@ class Run:
         self.progress = Progress()
         self._connect = connect
         self._endpoint = endpoint
-        self._simulated = simulated
+        self.simulated = simulated
         self._options = options or Options()
         self._warn = warn
         self._now = now
@@ -598,7 +598,7 @@ class Run:
             paid_twice_at_most=self._earlier.rows,
             paid_twice_usd=self._earlier.usd,
             abandoned=len(self._cut_off),
-            simulated=self._simulated,
+            simulated=self.simulated,
             workers=self._crew.most if self._crew else 0,
             pace_wait_s=activity.pace_wait_s,
             backoff_s=activity.backoff_s,
@@ -641,7 +641,7 @@ class Run:
             "name": self.job.name,
             "state": state,
             "endpoint": self._endpoint,
-            "simulated": self._simulated,
+            "simulated": self.simulated,
             "job": self._asked_for(),
             "source": {
                 "files": [str(f) for f in source.files],

@@ -45,6 +45,15 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Job:
     return parse(text, path, overrides)
 
 
+def of_mapping(content: Mapping[str, Any], overrides: Sequence[str] = ()) -> Job:
+    """The job with the keys of job.yaml in a mapping; paths are relative to the current folder. Raises JobError."""
+    try:
+        text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
+    except yaml.YAMLError as exc:
+        raise JobError(f"the job is not made of plain values: {exc}") from None
+    return parse(text, Path("job.yaml"), overrides)
+
+
 def parse(text: str, path: Path, overrides: Sequence[str] = ()) -> Job:
     """The job in `text`; `path` is where it was read, for messages and for relative input paths."""
     raw, lines = read_yaml(text, path)

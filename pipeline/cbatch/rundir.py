@@ -28,7 +28,7 @@ from typing import Any
 
 import orjson
 
-from cbatch.errors import JournalError
+from cbatch.errors import JobError, JournalError
 from cbatch.parquet import fsync_folder, is_part
 
 _JOURNAL = "journal.sqlite"
@@ -227,3 +227,13 @@ def _copy_journal(old: Path, new: Path) -> None:
 def _delete_journal(folder: Path) -> None:
     for suffix in ("", "-wal", "-shm"):
         (folder / f"{_JOURNAL}{suffix}").unlink(missing_ok=True)
+
+
+def open_run(path: Path) -> RunDir:
+    """The run directory at `path`. Raises JournalError if no run has been there."""
+    folder = RunDir.at(path)
+    if not folder.is_run():
+        runs = sorted(child.name for child in path.glob("*") if RunDir(child).is_run()) if path.is_dir() else []
+        known = f"runs in it: {', '.join(runs[:10])}" if runs else "name the folder that holds run.json"
+        raise JobError(f"{path}: not a run directory", hint=known)
+    return folder

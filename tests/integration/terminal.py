@@ -91,6 +91,11 @@ class Terminal:
         above = ["".join(row[i].data for i in range(self.screen.columns)) for row in self.screen.history.top]
         return "\n".join(line.rstrip() for line in [*above, *self.screen.display])
 
+    def after(self, mark: str) -> str:
+        """What is on the screen behind the last `mark`; empty until that is there."""
+        _, found, rest = self.text.rpartition(mark)
+        return rest if found else ""
+
     @property
     def line(self) -> str:
         """The line where the cursor is, and those above that belong to the same input."""

@@ -94,7 +94,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(chat: Open, slow: Sim, cbat
     terminal.expect("reasoning is shown")
     terminal.expect_prompt()
     terminal.say("And another")
-    terminal.expect(lambda: "the" in terminal.text.rpartition("And another")[2])
+    terminal.expect(lambda: "the" in terminal.after("And another"))
     terminal.type("ctrl-c")
     terminal.expect(lambda: terminal.text.count("stopped") == 2)
     terminal.expect_prompt()
@@ -139,7 +139,7 @@ def test_what_is_typed_while_an_answer_comes_is_the_next_message(chat: Open, slo
     terminal = chat(to=slow)
     terminal.expect_prompt()
     terminal.say("First")
-    terminal.expect(lambda: "the" in terminal.text.rpartition("First")[2])
+    terminal.expect(lambda: "the" in terminal.after("First"))
     terminal.type("second, typed early")
     terminal.type("ctrl-c")
     terminal.expect(lambda: "› second, typed early" in terminal.line)
@@ -188,7 +188,7 @@ def test_commands(chat: Open, tmp_path: Path, sim: Sim) -> None:
 
     def command(line: str, seen: str) -> None:
         terminal.say(line)
-        terminal.expect(lambda: seen in terminal.text.rpartition(f"› {line}")[2])
+        terminal.expect(lambda: seen in terminal.after(f"› {line}"))
         terminal.expect_prompt()
 
     command("/metrics", "error: nothing to count yet")
@@ -243,12 +243,17 @@ def test_a_window_that_changes_its_size(chat: Open, slow: Sim) -> None:
     terminal.resize(50, 15)
     terminal.expect_prompt()
     terminal.say("Hello")
-    terminal.expect(lambda: "the" in terminal.text.rpartition("Hello")[2])
+    terminal.expect(lambda: "the" in terminal.after("Hello"))
+    seen = len(terminal.raw)
     terminal.resize(30, 12)
-    terminal.expect(lambda: terminal.text.rpartition("Hello")[2].count("the") > 10)
+    terminal.expect(lambda: terminal.raw[seen:].count(b"the") > 30)
+    seen = len(terminal.raw)
     terminal.type("ctrl-c")
     terminal.expect("stopped")
     terminal.expect_prompt()
+    answer = re.sub(rb"\x1b\[[?\d;]*[A-Za-z]", b"", terminal.raw[seen:].partition(b"stopped")[0]).decode()
+    lines = [line.strip("\r") for line in answer.splitlines()]
+    assert 20 < max(map(len, lines)) <= 30, lines
     terminal.say("/help")
     terminal.expect("/metrics")
 
@@ -273,7 +278,7 @@ def test_a_dumb_terminal_gets_no_escape_codes(chat: Open, slow: Sim, args: list[
     terminal.say("one\\")
     terminal.expect(lambda: terminal.screen.display[terminal.screen.cursor.y].rstrip() == ".")
     terminal.type("two", "enter")
-    terminal.expect(lambda: "the" in terminal.text.rpartition("two")[2])
+    terminal.expect(lambda: "the" in terminal.after("two"))
     terminal.type("ctrl-c")
     terminal.expect("stopped")
     terminal.expect_prompt()
@@ -296,7 +301,7 @@ def test_a_chat_that_is_ended_keeps_what_came_and_gives_the_terminal_back(
     terminal = chat(to=slow)
     terminal.expect_prompt()
     terminal.say("A long story")
-    terminal.expect(lambda: "the" in terminal.text.rpartition("story")[2])
+    terminal.expect(lambda: "the" in terminal.after("story"))
     terminal.process.signal(signum)
     assert terminal.wait().code == 128 + signum
     assert terminal.settings_are_back()
@@ -326,7 +331,9 @@ def test_a_pipe_is_a_message_a_line_and_stdout_is_answers(sim: Sim, cbatch: Call
     assert TAG.match(one.out)
     assert one.out.endswith("\n")
     assert "\x1b" not in one.out
-    several = cbatch("chat", "--base-url", sim.url, stdin='one\n\n"""two\nlines"""\nthree\\\nlines\n/metrics\n/exit\nx\n')
+    several = cbatch(
+        "chat", "--base-url", sim.url, stdin='one\n\n"""two\nlines"""\nthree\\\nlines\n/metrics\n/exit\nx\n'
+    )
     assert (several.code, several.err) == (0, "")
     assert len(TAG.findall(several.out)) == 3
     assert "calls    3 calls" in several.out
@@ -368,9 +375,7 @@ def test_an_ended_session_takes_no_more_messages(sim: Sim, cbatch: Callable[...,
     assert f"cbatch sessions show {session['id']}" in refused.err
 
 
-def test_messages_that_come_one_by_one_are_answered_one_by_one(
-    forking: Forking, sim: Sim, tmp_path: Path
-) -> None:
+def test_messages_that_come_one_by_one_are_answered_one_by_one(forking: Forking, sim: Sim, tmp_path: Path) -> None:
     """A program at the other end of two pipes reads an answer before it asks on; Ctrl-C ends it with 130."""
     os.mkfifo(tmp_path / "in")
     first = f"os.dup2(os.open({str(tmp_path / 'in')!r}, os.O_RDONLY), 0)"

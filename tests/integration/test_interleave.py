@@ -13,7 +13,7 @@ import pytest
 from cbatch.rundir import RunDir
 from tests.integration.conftest import Forking, Process, Result, Sim, questions, wait_for
 from tests.integration.test_crash import die
-from tests.integration.test_load import SLOW
+from tests.integration.test_load import DONE, SLOW
 
 Sims = Callable[..., Sim]
 LOAD = {"concurrency": 2, "duration_s": 0.2, "warmup_s": 0.05, "calibrate": False}
@@ -67,7 +67,7 @@ def test_blocks_take_turns_over_one_pool_of_connections(pair: Pair) -> None:
     say = "import sys, cbatch.client as c\nreal = c.plain_transport\n"
     say += "def pool(*args):\n    print('a pool', file=sys.stderr)\n    return real(*args)\nc.plain_transport = pool\n"
     result = pair.execute("--repeat", "4", first=say)
-    assert result.code == 0, result.err
+    assert result.code in DONE, result.err
     assert pair.order() == "abbaabba"
     assert [summary["state"] for summary in result.summary["runs"]] == ["finished", "finished"]
     for name, other in ("ab", "ba"):
@@ -79,9 +79,9 @@ def test_blocks_take_turns_over_one_pool_of_connections(pair: Pair) -> None:
 
 
 def test_a_finished_pair_sends_nothing(pair: Pair) -> None:
-    assert pair.execute().code == 0
+    assert pair.execute().code in DONE
     sent = pair.sim.requests
-    assert pair.execute().code == 0
+    assert pair.execute().code in DONE
     assert pair.sim.requests == sent
 
 
@@ -90,7 +90,7 @@ def test_batches_are_measured_in_blocks(pair: Pair) -> None:
     for settings in pair.settings.values():
         del settings["load"]
         settings["limits"] = {"concurrency": 3}
-    assert pair.execute("--repeat", "2").code == 0
+    assert pair.execute("--repeat", "2").code in DONE
     assert pair.order() == "abba"
     for name in "ab":
         assert [(b["level"], b["requests"]) for b in pair.blocks(name)] == [(3, 12), (3, 12)]
@@ -102,7 +102,7 @@ def test_blocks_of_a_pair_ask_the_same_prompts(pair: Pair) -> None:
 
     for settings in pair.settings.values():
         settings["load"] = {"mode": "open", "rate": 60, "duration_s": 0.2, "warmup_s": 0, "calibrate": False}
-    assert pair.execute("--repeat", "2").code == 0
+    assert pair.execute("--repeat", "2").code in DONE
     found: dict[tuple[str, int], list[tuple[float, int]]] = {}
     for name in "ab":
         for part in pair.runs[name].parts:
@@ -117,16 +117,16 @@ def test_blocks_of_a_pair_ask_the_same_prompts(pair: Pair) -> None:
 @pytest.mark.parametrize("slower", ["a", "b"])
 def test_who_has_no_blocks_left_does_not_hold_the_other(pair: Pair, slower: str) -> None:
     pair.settings[slower]["load"] = LOAD | {"repeats": 3}
-    assert pair.execute().code == 0
+    assert pair.execute().code in DONE
     assert sorted(pair.order()) == sorted("ab" + 2 * slower)
 
 
 def test_who_was_finished_before_does_not_hold_the_other(pair: Pair) -> None:
     """One of the two runs is gone: only its blocks are run again."""
-    assert pair.execute("--repeat", "2").code == 0
+    assert pair.execute("--repeat", "2").code in DONE
     before = pair.blocks("a")
     pair.runs["b"].clear()
-    assert pair.execute("--repeat", "2").code == 0
+    assert pair.execute("--repeat", "2").code in DONE
     assert pair.blocks("a") == before
     assert [block["complete"] for block in pair.blocks("b")] == [True, True]
 
@@ -134,7 +134,7 @@ def test_who_was_finished_before_does_not_hold_the_other(pair: Pair) -> None:
 def test_a_kill_costs_the_block_that_was_under_way(pair: Pair) -> None:
     ended = pair.execute("--repeat", "3", first=die("cbatch.load:LoadRun._note", 3))
     assert ended.code == -signal.SIGKILL
-    assert pair.execute("--repeat", "3").code == 0
+    assert pair.execute("--repeat", "3").code in DONE
     for name in "ab":
         assert [b["repeat"] for b in pair.blocks(name) if b["complete"]] == [0, 1, 2]
 
@@ -146,7 +146,7 @@ def test_a_signal_ends_both(pair: Pair) -> None:
     ended = process.wait()
     assert ended.code == 130, ended.err
     assert {summary["state"] for summary in ended.summary["runs"]} == {"interrupted"}
-    assert pair.execute("--repeat", "3", "--set", "load.duration_s=0.6").code == 0
+    assert pair.execute("--repeat", "3", "--set", "load.duration_s=0.6").code in DONE
     for name in "ab":
         assert [b["repeat"] for b in pair.blocks(name) if b["complete"]] == [0, 1, 2]
 
@@ -157,7 +157,7 @@ def test_a_budget_of_one_ends_the_run_with_4(pair: Pair) -> None:
     assert pair.execute("--repeat", "2").code == 4
     assert [run.read_info()["state"] for run in pair.runs.values()] == ["stopped", "finished"]
     pair.settings["a"]["budget"] = {}
-    assert pair.execute("--repeat", "2").code == 0
+    assert pair.execute("--repeat", "2").code in DONE
     assert [b["repeat"] for b in pair.blocks("a") if b["complete"]] == [0, 1]
 
 
@@ -196,4 +196,4 @@ def test_the_other_run_may_be_in_use(pair: Pair) -> None:
     result = pair.execute()
     assert result.code == 1
     assert "another cbatch" in result.err
-    assert alone.wait().code == 0
+    assert alone.wait().code in DONE

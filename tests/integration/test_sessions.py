@@ -19,6 +19,8 @@ from cbatch.library import Client
 
 from .conftest import Forking, Process, Result, Sim, belongs, wait_for
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+
 # What a program does with the sessions of its user: the code below runs before `cbatch sessions --json`.
 _PROGRAM = """
 import asyncio, os
@@ -81,7 +83,7 @@ def test_sessions_survive_their_program_and_are_read_by_commands(home: Home, tmp
     assert (question["content"], question["role"]) == ("Why is the sky blue?", "user")
     assert belongs({"text": answer["content"]}, question["content"])
     assert answer["usage"]["total_tokens"] > 0
-    assert home.cbatch("show", session, "--json", "--limit", "1").summary["messages"] == [answer]
+    assert home.cbatch("--json", "show", session).summary["messages"] == [question, answer]
     shown = home.cbatch("show", session).out
     assert "be brief" in shown
     assert answer["content"] in shown
@@ -120,6 +122,18 @@ def test_a_summary_is_asked_for_and_kept(home: Home) -> None:
     assert home.cbatch("summarize", session).out.rstrip("\n") == first.summary["summary"]  # kept: no key, no request
     assert home.sim.requests == before + 1
     assert home.cbatch("metrics", session, "--json").summary["summaries"] == 1
+
+
+@pytest.mark.parametrize("command", ["", "list", "show", "export", "metrics", "summarize", "end"])
+def test_help_texts_are_golden(home: Home, command: str, request: pytest.FixtureRequest) -> None:
+    """A change of a help text is a decision: `pytest --update-golden` records it."""
+    done = home.cbatch(*command.split(), "--help")
+    assert done.code == 0
+    assert "Example: cbatch sessions" in done.out
+    golden = GOLDEN / f"help-sessions{'-' * bool(command)}{command}.txt"
+    if request.config.getoption("--update-golden"):
+        golden.write_text(done.out, "utf-8")
+    assert done.out == golden.read_text("utf-8")
 
 
 @pytest.mark.parametrize("args", [("show",), ("export",), ("metrics",), ("summarize",), ("end",)], ids=lambda a: a[0])
@@ -174,6 +188,20 @@ def test_two_terminals_on_one_session_take_turns(home: Home) -> None:
         mine = [m["content"] for m in messages[::2] if m["content"].startswith(who)]
         assert mine == [f"{who} {n}" for n in range(8)]
     assert not list(home.sessions.glob("*.lock"))
+
+
+def test_terminals_that_are_opened_at_once_make_one_file(home: Home) -> None:
+    """SQLite does not wait where two switch the log on at the same moment: one of them would be an error."""
+    code = """
+while not os.path.exists('go'): pass
+await talks.send_message(await talks.start_new_session(), 'hello')
+"""
+    terminals = [home.program(code) for _ in range(6)]
+    (home.path / "go").touch()
+    for terminal in terminals:
+        done = terminal.wait()
+        assert done.code == 0, done.err
+    assert len(home.cbatch("--json").summary["sessions"]) == 6
 
 
 def test_a_kill_in_mid_answer_costs_that_answer_only(home: Home, sims: Callable[..., Sim]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import random
 from collections.abc import AsyncIterator, Callable
@@ -56,6 +57,7 @@ class FakeClient:
         self.context: int | None = None  # in bytes / 4: a longer prompt is refused
         self.list_error: Exception | None = None
         self.hold: asyncio.Event | None = None  # waited for in the middle of a stream
+        self.streams: list[FakeStream] = []
 
     async def aclose(self) -> None: ...
 
@@ -90,7 +92,8 @@ class FakeClient:
         )
 
     def stream(self, messages: list[dict[str, Any]], *, model: str, **params: Any) -> FakeStream:
-        return FakeStream(self, messages, model, params)
+        self.streams.append(FakeStream(self, messages, model, params))
+        return self.streams[-1]
 
 
 class FakeStream:
@@ -207,6 +210,7 @@ async def test_a_stopped_answer_is_kept_and_told_later(talks: Conversations, api
                 break
     message = (await talks.get_chat_history(session))[-1]
     assert (message.state, message.content, message.reasoning) == ("stopped", "re: ", "thought")
+    assert api.streams[0].closed  # the request is cancelled, not only forgotten
     with pytest.raises(RuntimeError, match="closed before its end"):
         await stream.message()
     await talks.send_message(session, "go on")
@@ -287,6 +291,25 @@ async def test_messages_of_two_terminals_take_turns(start: Open, api: FakeClient
     for who in "ab":
         mine = [m.content for m in history[::2] if m.content.startswith(who)]
         assert mine == [f"{who}{number}" for number in range(10)]
+
+
+async def test_a_lock_file_that_was_replaced_meanwhile_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last holder removes it: who had opened it before holds a lock that nobody else can see."""
+    path, flock = tmp_path / "x.lock", fcntl.flock
+    taken: list[int] = []
+
+    def late(fd: int, how: int) -> None:
+        if not taken:
+            path.unlink()
+        taken.append(fd)
+        flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    async with exclusive(path, 1, "x"):
+        assert path.exists()
+    assert len(taken) == 2
 
 
 async def test_waiting_for_another_terminal_has_an_end(start: Open, api: FakeClient) -> None:
@@ -389,6 +412,16 @@ async def test_a_server_that_does_not_say_its_limit_is_asked_a_few_times(talks: 
     api.script = [refusal, refusal, refusal]
     answer = await talks.send_message(session, "short")
     assert (len(api.sent[-1]["messages"]), answer.left_out) == (1, 3)
+
+
+async def test_a_server_that_refuses_without_reason_gets_the_message_alone(
+    talks: Conversations, api: FakeClient
+) -> None:
+    session = await talks.start_new_session()
+    await talks.send_message(session, "one")
+    api.script = [too_long(5, 999_999)] * 3
+    assert (await talks.send_message(session, "two")).left_out == 1
+    assert [len(request["messages"]) for request in api.sent] == [1, 3, 3, 3, 1]
 
 
 async def test_a_message_over_the_context_is_an_error_and_leaves_no_trace(

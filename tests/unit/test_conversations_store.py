@@ -52,6 +52,15 @@ def test_folder_and_files_are_the_users_alone(store: Store) -> None:
     assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
 
 
+def test_a_folder_that_was_there_stays_as_it_is(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    store = Store(tmp_path / "s.sqlite")
+    start(store)
+    store.close()
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    assert store.path.stat().st_mode & 0o777 == 0o600
+
+
 def test_what_was_written_is_read_by_another_process(store: Store) -> None:
     session_id = start(store, system="be brief")
     attachment = Attachment(name="a.png", media_type="image/png", data=b"\x00\xff")
@@ -66,6 +75,13 @@ def test_what_was_written_is_read_by_another_process(store: Store) -> None:
     assert (found.system, found.user_id, found.turns, found.created_at) == ("be brief", "ada", 1, NOW)
     assert session.system == "be brief"
     other.close()
+
+
+def test_a_commit_waits_for_the_disk(store: Store) -> None:
+    """What a power cut would take otherwise; it cannot be tried here."""
+    start(store)
+    assert store._db is not None
+    assert [store._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("synchronous", "journal_mode")] == [2, "wal"]
 
 
 def test_ids_are_unique_even_where_chance_repeats(store: Store) -> None:

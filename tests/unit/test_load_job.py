@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from cbatch import jobfile
-from cbatch.cli.loads import as_load
+from cbatch.jobs import as_load
 from cbatch.errors import JobError
 from cbatch.job import Job, Load
 from cbatch.jobschema import json_schema

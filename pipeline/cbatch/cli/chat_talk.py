@@ -77,7 +77,7 @@ class Talk:
         parts = [self._model]
         if self._session is not None:
             parts += [self._session, plural(self._turns, "message")]
-        if self._cost_usd is not None:
+        if self._cost_usd:
             parts.append(money(self._cost_usd))
         return " · ".join(parts)
 

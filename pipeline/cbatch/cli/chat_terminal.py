@@ -117,7 +117,8 @@ def without_echo() -> Iterator[None]:
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
     changed = termios.tcgetattr(fd)
-    changed[3] &= ~(termios.ECHO | termios.ICANON)  # Ctrl-C stays a signal
+    changed[3] &= ~(termios.ECHO | termios.ICANON)
+    changed[3] |= termios.NOFLSH  # Ctrl-C stays a signal, and does not take away what was typed before it
     termios.tcsetattr(fd, termios.TCSADRAIN, changed)
     try:
         yield

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cbatch.cli.shared import json_option, open_run, print_json
+from cbatch.cli.shared import json_option, print_json
 from cbatch.cli.words import printable
 from cbatch.compare.gates import Gate, parse
 from cbatch.compare.unlike import ALLOWED, UnlikeRuns, allowed
 from cbatch.errors import JobError
+from cbatch.rundir import open_run
 
 if TYPE_CHECKING:
     from cbatch.compare.verdict import Comparison

@@ -11,12 +11,11 @@ import click
 import orjson
 
 from cbatch import catalog, jobfile
-from cbatch.cli.loads import as_load, with_prompts
-from cbatch.cli.run import output_folder
 from cbatch.cli.shared import connection_options, json_option, print_json
 from cbatch.cli.words import count, duration, money, plural
 from cbatch.connection import Connection
 from cbatch.job import Job, Load
+from cbatch.jobs import as_load, output_folder, with_prompts
 from cbatch.journal import Journal
 from cbatch.load import WARMUP_S
 from cbatch.loadplan import SEARCH_S, stages

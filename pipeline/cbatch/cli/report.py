@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cbatch.cli.shared import json_option, open_run, print_json
+from cbatch.cli.shared import json_option, print_json
 from cbatch.errors import JobError
 from cbatch.gates import Gate, parse
 from cbatch.report.block import lines, markdown
@@ -14,6 +14,7 @@ from cbatch.report.evidence import read
 from cbatch.report.figures import READ
 from cbatch.report.findings import as_json as plain
 from cbatch.report.findings import demanded, find
+from cbatch.rundir import open_run
 
 
 def _gates(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> list[Gate]:

@@ -9,24 +9,21 @@ import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 from tqdm import tqdm
 
-from cbatch import environment, jobfile
+from cbatch import jobfile
 from cbatch.cli import say
-from cbatch.cli.loads import as_load, with_prompts
 from cbatch.cli.progress import watch
 from cbatch.cli.shared import connection_options, json_option, print_json, run_async
 from cbatch.cli.words import count, duration, money, plural, printable, rate, where_time_went
-from cbatch.connection import Connection, Shared
 from cbatch.engine import Run
 from cbatch.errors import JobError
 from cbatch.job import Job
-from cbatch.load import LoadRun, Turns
+from cbatch.jobs import as_load, findings, output_folder, prepare
 from cbatch.metrics import Metrics, serve
 from cbatch.rundir import RunDir
 from cbatch.session import Options, Summary
@@ -123,40 +120,17 @@ def command(
     def warn(message: str) -> None:
         tqdm.write(f"note: {message}", file=sys.stderr)  # above the bar, where there is one
 
-    turns = Turns() if interleave is not None else None
-    pools: dict[object, Shared] = {}
-    runs: list[Run] = []
-    simulated = False
-    for job, folder, other in zip(jobs, folders, [*folders[1:], *folders[:1]], strict=True):
-        connection = Connection(
-            sim=sim,
-            url=base_url,
-            key_file=api_key_file,
-            endpoint=job.endpoint,
-            folder=Path(job.folder),
-            timeouts=job.timeouts,
-            tier=job.limits.tier,
-        )
-        simulated = simulated or connection.simulated
-        # Interleaved jobs to one endpoint share its connections: what is compared is not two pools.
-        pool = pools.setdefault((job.endpoint, job.timeouts, job.limits.tier), Shared(connection.open))
-        job, offsets = with_prompts(job, folder, warn, fresh=fresh)
-        common: dict[str, Any] = {
-            "connect": pool.open,
-            "endpoint": connection.label,
-            "simulated": connection.simulated,
-            "accounts": None if connection.simulated else environment.state_folder(),
-            "options": Options(limit=limit, retry_failed=retry_failed, changed=changed, fresh=fresh),
-            "warn": warn,
-        }
-        place = RunDir.at(folder, state_dir)
-        if job.load is None:
-            runs.append(Run(job, place, **common))
-        else:
-            with_ = str(other) if turns is not None else None
-            runs.append(LoadRun(job, place, turns=turns, with_=with_, offsets=offsets, **common))
-        calibrates = job.load is not None and job.load.calibrate
-        allow_many_connections(most_in_flight(job), echo=2 if calibrates else 0)
+    runs = prepare(
+        jobs,
+        folders,
+        sim=sim,
+        base_url=base_url,
+        api_key_file=api_key_file,
+        state_dir=state_dir,
+        options=Options(limit=limit, retry_failed=retry_failed, changed=changed, fresh=fresh),
+        notify=warn,
+    )
+    simulated = any(run.simulated for run in runs)
     summaries = run_async(_execute(runs, quiet=quiet, simulated=simulated, metrics_port=metrics_port))
     codes = [
         _tell(job, run.folder, summary, as_json=as_json, quiet=quiet)
@@ -179,15 +153,11 @@ def _tell(job: Job, folder: RunDir, summary: Summary, *, as_json: bool, quiet: b
         # Silence is for when all is well: cron sends what stands here.
         again = summary.state == "finished" and job.load is None
         say(lines(summary)[0], "--retry-failed sends the failed ones again" if again else None)
-    # A load run with failed requests has been measured all the same.
-    if summary.state != "finished" or not (job.load or (job.gates and not summary.exit_code)):
+    if (judged := findings(job, folder, summary)) is None:
         return summary.exit_code
     from cbatch.report import block
-    from cbatch.report.evidence import read
-    from cbatch.report.findings import find
 
-    evidence = read(folder)
-    found = find(evidence)
+    evidence, found = judged
     if not (quiet or as_json):
         told = block.lines(evidence, found)
         click.echo()
@@ -199,14 +169,6 @@ def _tell(job: Job, folder: RunDir, summary: Summary, *, as_json: bool, quiet: b
 
 
 _JUDGED = ("VALID", "SUSPECT", "INVALID", "gate")  # how the lines of a report begin that a batch with gates is about
-
-
-def most_in_flight(job: Job) -> int:
-    """The most connections that the job may open."""
-    load = job.load
-    if load is None:
-        return job.limits.in_flight[1]
-    return int(max(load.concurrency or [load.max_in_flight]))
 
 
 async def _execute(runs: Sequence[Run], *, quiet: bool, simulated: bool, metrics_port: int | None) -> list[Summary]:
@@ -248,45 +210,6 @@ async def _execute(runs: Sequence[Run], *, quiet: bool, simulated: bool, metrics
                 watcher.cancel()
                 with suppress(asyncio.CancelledError, Exception):  # a display must not decide how a run ends
                     await watcher
-
-
-def output_folder(job: Job, output: Path | None) -> Path:
-    """Where the run lives: --output, else the job's `output` with its placeholders filled in."""
-    if output is not None:
-        return output
-    now = datetime.now().astimezone()
-    text = job.output
-    for name, value in (
-        ("date", now.strftime("%Y-%m-%d")),
-        ("time", now.strftime("%H%M%S")),
-        ("model", "+".join(job.model).replace("/", "_")),
-        ("name", job.name),
-    ):
-        text = text.replace(f"{{{name}}}", value)
-    return Path(text).expanduser()
-
-
-def allow_many_connections(concurrency: int, *, echo: int = 0) -> None:
-    """Raise the soft limit of open files: 10,000 connections do not fit the usual 1,024.
-
-    A calibration opens as many again, and the other end of each (`echo`); it is left out where they do not fit.
-    """
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = concurrency + 200
-    if hard != resource.RLIM_INFINITY and wanted > hard:
-        raise JobError(
-            f"{concurrency:,} connections need more open files than this machine allows ({hard:,})",
-            hint="lower limits.concurrency or the load, or raise the limit (ulimit -n)",
-        )
-    wanted += echo * concurrency
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and wanted > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def lines(s: Summary, *, is_load: bool = False) -> list[str]:

@@ -25,6 +25,9 @@ T = TypeVar("T")
 
 
 class _Sessions(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # as one needs them, not by the alphabet
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:
             return super().resolve_command(ctx, args)
@@ -85,25 +88,14 @@ def _line(session: Session, width: int, models: int) -> str:
 
 @command.command(epilog="Example: cbatch sessions show amber-falcon-42 | less")
 @click.argument("session_id", metavar="ID")
-@click.option("--limit", metavar="N", type=click.IntRange(1), help="The last N messages only; with --json.")
 @json_option
 @click.pass_obj
-def show(before: bool, session_id: str, limit: int | None, as_json: bool) -> None:
-    """Show a session: what was said, by whom and when; with --json also what was measured."""
-    if as_json or before:
-        found = _run(lambda talks: _export(talks, session_id, "json"))
-        if limit is not None:
-            import orjson
+def show(before: bool, session_id: str, as_json: bool) -> None:
+    """Show what was said, by whom and when.
 
-            whole = orjson.loads(found)
-            whole["messages"] = [message for message in whole["messages"] if not message["replaced"]][-limit:]
-            print_json(whole)
-            return
-        click.echo(found)
-        return
-    if limit is not None:
-        raise JobError("--limit goes with --json", hint="`cbatch sessions show ID | tail` shows the end")
-    _print(_run(lambda talks: _export(talks, session_id, "text")))
+    With --json also what was measured of each answer.
+    """
+    _print(_run(lambda talks: _export(talks, session_id, "json" if as_json or before else "text")))
 
 
 @command.command(epilog="Example: cbatch sessions export amber-falcon-42 --format json --output talk.json")
@@ -120,7 +112,10 @@ def show(before: bool, session_id: str, limit: int | None, as_json: bool) -> Non
 @json_option
 @click.pass_obj
 def export(before: bool, session_id: str, form: Literal["json", "text"], output: Path | None, as_json: bool) -> None:
-    """Write a session as JSON or as text; a FILE that is there is replaced once all is written."""
+    """Write a session as JSON or as text.
+
+    A FILE that is there is replaced once all is written.
+    """
     text = _run(lambda talks: _export(talks, session_id, form))
     if output is not None and str(output) != "-":
         _write(output, text)
@@ -186,7 +181,10 @@ def summarize(
     api_key_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Summarize a session by a model; paid for once, and again only after new messages."""
+    """Ask a model for a summary.
+
+    It is kept: paid for once, and again only after new messages.
+    """
     settings = {"sim": sim, "base_url": base_url, "api_key_file": api_key_file}
     text = _run(lambda talks: talks.summarize_conversation(session_id, model=model), **settings)
     if as_json or before:
@@ -200,7 +198,10 @@ def summarize(
 @json_option
 @click.pass_obj
 def end(before: bool, session_id: str, as_json: bool) -> None:
-    """End a session: it takes no more messages, and can still be read. Ending it again changes nothing."""
+    """End a session: it takes no more messages.
+
+    It can still be read. Ending it again changes nothing.
+    """
 
     async def ended(talks: Conversations) -> Session:
         await talks.end_session(session_id)

@@ -13,9 +13,8 @@ import click
 import orjson
 
 from cbatch.client import Client
-from cbatch.errors import APIError, APIStatusError, CbatchError, JobError, RunStopped
+from cbatch.errors import APIError, APIStatusError, CbatchError, RunStopped
 from cbatch.retry import STOP_HINTS
-from cbatch.rundir import RunDir
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -89,13 +88,3 @@ def api_errors(api: Client) -> Iterator[None]:
 def print_json(value: object) -> None:
     """One JSON object on stdout."""
     click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
-
-
-def open_run(path: Path) -> RunDir:
-    """The run directory at `path`. Raises JournalError if no run has been there."""
-    folder = RunDir.at(path)
-    if not folder.is_run():
-        runs = sorted(child.name for child in path.glob("*") if RunDir(child).is_run()) if path.is_dir() else []
-        known = f"runs in it: {', '.join(runs[:10])}" if runs else "name the folder that holds run.json"
-        raise JobError(f"{path}: not a run directory", hint=known)
-    return folder

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from cbatch.cli.shared import json_option, open_run, print_json
+from cbatch.cli.shared import json_option, print_json
 from cbatch.cli.words import duration, money, plural, rate, where_time_went
 from cbatch.journal import Journal, Paid
 from cbatch.ledger import unknown
-from cbatch.rundir import RunDir
+from cbatch.rundir import RunDir, open_run
 from cbatch.runlock import is_locked
 from cbatch.session import unfinished_session
 

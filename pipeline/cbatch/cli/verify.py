@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from cbatch.cli.shared import json_option, open_run, print_json
+from cbatch.cli.shared import json_option, print_json
 from cbatch.cli.words import plural
+from cbatch.rundir import open_run
 from cbatch.runlock import is_locked
 from cbatch.verify import Proof, verify
 

@@ -300,7 +300,7 @@ class Conversations(ConversationClient):
                     thought.append(piece.reasoning)
                     yield piece
         except MessageTooLong:
-            pass
+            await self._call(self.store.withdraw, session.id, turn.n)
             raise
         except BaseException as exc:
             by_user = isinstance(exc, GeneratorExit | asyncio.CancelledError | KeyboardInterrupt)

@@ -12,6 +12,7 @@ A turn is one row: a message and its answer are never apart, and never mixed wit
 from __future__ import annotations
 
 import difflib
+import fcntl
 import os
 import random
 import sqlite3
@@ -45,6 +46,8 @@ SCHEMA = 1
 APPLICATION = 0x63624368  # "cbCh": so that another program's database is not taken for ours
 BUSY_S = 10.0  # another process's transaction takes milliseconds
 ROOM_BYTES = 1 << 20  # less than this free, and an answer that is paid for may find no room
+
+_OPENING = threading.Lock()
 
 _TABLES = """
 CREATE TABLE session(
@@ -253,22 +256,23 @@ class Store:
 
     def _open(self) -> sqlite3.Connection:
         if self._db is None:
-            _make_private(self.path)
-            db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=BUSY_S)
-            try:
-                self._prepare(db)
-            except BaseException:
-                db.close()
-                raise
+            with _first_come(self.path.parent):
+                _make_private(self.path)
+                db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=BUSY_S)
+                try:
+                    self._prepare(db)
+                except BaseException:
+                    db.close()
+                    raise
             self._db = db
         return self._db
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         """Make the tables, or make sure that these are ours."""
+        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         application, version = (
             db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
         )
-        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if (tables and application != APPLICATION) or version > SCHEMA:
             what = f"of a newer cbatch (format {version})" if application == APPLICATION else "of another program"
             advice = "upgrade cbatch" if application == APPLICATION else "move it away: a new one is then made"
@@ -280,11 +284,10 @@ class Store:
             return
         db.execute("BEGIN IMMEDIATE")
         try:
-            if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:  # or another process was first
-                for statement in _TABLES.strip().split(";\n"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA application_id={APPLICATION}")
-                db.execute(f"PRAGMA user_version={SCHEMA}")
+            for statement in _TABLES.strip().split(";\n"):
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id={APPLICATION}")
+            db.execute(f"PRAGMA user_version={SCHEMA}")
             db.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):
@@ -323,17 +326,28 @@ def _rows(db: sqlite3.Connection, sql: str, *values: object) -> list[Any]:
     return db.execute(sql, values).fetchall()
 
 
+@contextmanager
+def _first_come(folder: Path) -> Iterator[None]:
+    """One at a time, of all threads and processes: SQLite itself does not wait where the log is switched on."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # one that is there may be /tmp: it stays as it is
+    with _OPENING:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+
 def _make_private(path: Path) -> None:
-    """Make folder and file for the user alone; SQLite gives its other files the mode of this one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(PermissionError):  # another user's folder, chosen by hand
-        path.parent.chmod(0o700)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Make the file for the user alone; SQLite gives its other files the mode of this one."""
     try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        # Not opened: to close it would give up the locks of everybody in this process who uses it.
         with suppress(PermissionError):
-            os.fchmod(fd, 0o600)  # whatever the umask, or whoever copied it here
-    finally:
-        os.close(fd)
+            path.chmod(0o600)  # whoever copied it here
 
 
 def _store_error(path: Path, exc: Exception, state: str) -> StoreError:

@@ -87,11 +87,18 @@ def encode(fields: Mapping[str, Any]) -> bytes:
     for name, value in fields.items():
         if type(value) is float and not math.isfinite(value):  # orjson writes null for them
             raise ValueError(f"{name}: {value} cannot be sent as JSON")
+    listed: dict[int, tuple[Any, Any]] = {}  # an iterator can be read once, and here may be read twice
+
+    def default(value: Any) -> Any:
+        if id(value) not in listed:
+            listed[id(value)] = value, _plain(value)
+        return listed[id(value)][1]
+
     try:
-        return orjson.dumps(fields, default=_plain)
+        return orjson.dumps(fields, default=default)
     except TypeError:  # keys that are no texts, numbers above 64 bits: rare, so the slower one takes them
         return json.dumps(
-            fields, default=_plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+            fields, default=default, ensure_ascii=False, separators=(",", ":"), allow_nan=False
         ).encode()  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,8 @@ from cbatch import __version__, environment
 from cbatch.errors import CbatchError
 from cbatch.sdk import body as bodies
 from cbatch.sdk import errors
-from cbatch.sdk.given import NotGiven, Omit, given, not_given
+from cbatch.sdk.calls import Call, Wanted
+from cbatch.sdk.given import NotGiven, Omit, not_given
 from cbatch.sdk.resources import (
     AsyncChatResource,
     AsyncCompletionsResource,
@@ -25,21 +27,19 @@ from cbatch.sdk.resources import (
     ModelsResource,
 )
 from cbatch.sdk.response import APIResponse, AsyncAPIResponse, AsyncResponseContextManager, ResponseContextManager
-from cbatch.sdk.web import DEFAULT_TIMEOUT, URL, Response, Timeout
+from cbatch.sdk.settings import address_of, core_of, environment_headers, key_of, merged
+from cbatch.sdk.web import DEFAULT_TIMEOUT, URL, Request, Response, Timeout
 
 if TYPE_CHECKING:
     from typing import Self
 
     from cbatch.sdk.core import Ask, Core, Taken
+    from cbatch.sdk.wire import Head
 
-R = TypeVar("R")
 T = TypeVar("T")
 
 DEFAULT_MAX_RETRIES = 2
-DEFAULT_BASE_URL = "https://api.cerebras.ai"
-HEADERS_NAME = "CEREBRAS_CUSTOM_HEADERS"
-NEVER_S = 1e9
-WARM_S = 1.0
+WARM_S = 1.0  # for a connection that is opened before it is needed
 
 # Loads (the usual type, all types that may come): pydantic costs 100 ms, and an import need not.
 Load = Callable[[], tuple[Any, Any]]
@@ -110,6 +110,8 @@ class Call:
 class _Client:
     """What both clients are: settings, and a Core that copies share."""
 
+    is_async = False
+
     def __init__(
         self,
         *,
@@ -137,16 +139,16 @@ class _Client:
         if max_retries is None:
             raise TypeError("max_retries cannot be None; 0 does not retry, math.inf never gives up, 2 is the default")
         self._core_is_ours = _core is None
-        self._base_url = URL(_slash(_base_url(base_url)))
-        self._api_key = _key(api_key)
+        self._base_url = address_of(base_url)
+        self._api_key = key_of(api_key)
         self.timeout: Any = DEFAULT_TIMEOUT if isinstance(timeout, NotGiven) else timeout
         self.max_retries = max_retries
-        self._custom_headers = dict(_environment_headers() if _core is None else {}) | dict(default_headers or {})
+        self._custom_headers = dict(environment_headers() if _core is None else {}) | dict(default_headers or {})
         self._custom_query = dict(default_query or {})
         self._strict_response_validation = _strict_response_validation
         self._closed = False
-        self._core = _core or _core_of(str(self._base_url), self._api_key, self.timeout)
-        self._plain_head: Any = None
+        self._core = _core or core_of(str(self._base_url), self._api_key, self.timeout)
+        self._head: Head | None = None  # of a request without headers of its own
         if warm_tcp_connection and _core is None:
             self._warm()
 
@@ -237,17 +239,16 @@ class _Client:
         from cbatch.sdk.wire import Head
 
         if self._closed:
-            raise errors.APIConnectionError(request=_unsent(call, self._base_url)) from RuntimeError(
-                "the client has been closed"
-            )
-        if call.extra_headers or self._plain_head is None or self._plain_head[0] != self._custom_headers:
-            head = Head.of(_merged(self.default_headers, call.extra_headers or {}))
-            if not call.extra_headers:
-                self._plain_head = dict(self._custom_headers), head
-        else:
-            head = self._plain_head[1]
-        timeout = self.timeout if isinstance(call.timeout, NotGiven) else call.timeout
+            request = Request(call.method, self._base_url.rstrip("/") + call.path, {})
+            raise errors.APIConnectionError(request=request) from RuntimeError("the client has been closed")
         fields = call.fields
+        has_body = fields is not None or call.content is not None
+        if call.extra_headers or not has_body:
+            nothing = {} if has_body else {"Content-Type": Omit()}
+            head = Head.of(merged(self.default_headers, nothing, call.extra_headers or {}))
+        else:
+            head = self._head = self._head or Head.of(merged(self.default_headers))
+        timeout = self.timeout if isinstance(call.timeout, NotGiven) else call.timeout
         limit = (fields.get("max_completion_tokens") or fields.get("max_tokens")) if fields else None
         answers = fields.get("n") if fields else None
         root = self._core.endpoint.base_url.removesuffix("/v1")
@@ -274,7 +275,7 @@ class _Client:
             wanted=Wanted(
                 load=lambda: (cast_to, cast_to),
                 stream=bool(more.get("stream")),
-                is_async=isinstance(self, AsyncCerebras),
+                is_async=self.is_async,
                 strict=self._strict_response_validation,
             ),
             fields={**(fields or {}), **(extra or {})} if fields is not None or extra is not None else None,
@@ -370,8 +371,11 @@ class Cerebras(_Client):
         from cbatch.sdk import background
         from cbatch.sdk.feed import ThreadFeed
 
-        work = self._core.fetch(self._ask(call), ThreadFeed if call.wanted.stream else None)
-        return background.run(work)
+        ask = self._ask(call)
+        try:
+            return background.run(self._core.fetch(ask, ThreadFeed if call.wanted.stream else None))
+        except CancelledError:
+            raise errors.APIConnectionError(request=ask.shown()) from RuntimeError("the interpreter is ending")
 
     def _do(self, call: Call) -> Any:
         taken = self._take(call)
@@ -387,6 +391,8 @@ class Cerebras(_Client):
 
 class AsyncCerebras(_Client):
     """The client for code with `await`; usable from several event loops, one after the other or at once."""
+
+    is_async = True
 
     @cached_property
     def chat(self) -> AsyncChatResource:
@@ -510,10 +516,11 @@ def _base_url(said: str | None) -> str:
 
 
 def _slash(url: str) -> str:
-    return url if url.endswith("/") else url + "/"
+    """As the SDK shows it: a path ends in a slash."""
+    return url if url.endswith("/") or not URL(url).path else url + "/"
 
 
-def _core_of(base_url: str, key: str, timeout: Any) -> Core:
+def core_of(base_url: str, key: str, timeout: Any) -> Core:
     from cbatch.client import normalise_base_url
     from cbatch.sdk.core import Core
     from cbatch.transport import Endpoint
@@ -527,7 +534,7 @@ def _core_of(base_url: str, key: str, timeout: Any) -> Core:
     return Core(Endpoint(base_url=url, key=key, proxy=proxy, connect_s=NEVER_S if connect_s is None else connect_s))
 
 
-def _environment_headers() -> Iterator[tuple[str, str]]:
+def environment_headers() -> Iterator[tuple[str, str]]:
     """`Name: value` lines of CEREBRAS_CUSTOM_HEADERS."""
     for line in os.environ.get(HEADERS_NAME, "").split("\n"):
         name, colon, value = line.partition(":")
@@ -535,10 +542,10 @@ def _environment_headers() -> Iterator[tuple[str, str]]:
             yield name.strip(), value.strip()
 
 
-def _merged(defaults: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, str]:
+def merged(*all_headers: Mapping[str, Any]) -> dict[str, str]:
     """The headers of a request: of one name, in whatever case, the last word wins, and Omit takes it away."""
     found: dict[str, tuple[str, Any]] = {}
-    for headers in (defaults, extra):
+    for headers in all_headers:
         for name, value in headers.items():
             found[name.lower()] = name, value
     return {name: str(value) for name, value in given(dict(found.values())).items() if not isinstance(value, Omit)}

@@ -11,7 +11,7 @@ from cbatch.sdk.body import ChatParams, Sending, TextParams, Unsaid, check_names
 from cbatch.sdk.given import given, not_given, omit
 
 if TYPE_CHECKING:
-    from cbatch.sdk.client import Call
+    from cbatch.sdk.calls import Call
     from cbatch.sdk.stream import AsyncStream, Stream
     from cbatch.sdk.types.chat.chat_completion import ChatChunkResponse, ChatCompletionResponse
     from cbatch.sdk.types.completion import CompletionResponse
@@ -65,7 +65,7 @@ def _call(
     fields: Mapping[str, Any] | None = None,
     query: Mapping[str, Any] | None = None,
 ) -> Call:
-    from cbatch.sdk.client import AsyncCerebras, Call, Wanted
+    from cbatch.sdk.calls import Call, Wanted
 
     if fields is not None:
         fields = {**fields, **(sending.get("extra_body") or {})}
@@ -77,7 +77,7 @@ def _call(
         wanted=Wanted(
             load=load,
             stream=bool(fields and fields.get("stream")),
-            is_async=isinstance(client, AsyncCerebras),
+            is_async=client.is_async,
             strict=client._strict_response_validation,
         ),
         fields=fields,

@@ -11,7 +11,7 @@ from cbatch.sdk import errors
 from cbatch.sdk.web import URL, Headers, Request, Response, StreamConsumed
 
 if TYPE_CHECKING:
-    from cbatch.sdk.client import Wanted
+    from cbatch.sdk.calls import Wanted
 
 R = TypeVar("R")
 T = TypeVar("T")

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 from cbatch.sdk.models import BaseModel
 from cbatch.sdk.types.chat.chat_completion import (
     ErrorChunkResponse,
+    ErrorChunkResponseError,
     FinishReason,
     _CompletionTokensDetails,
     _PromptTokensDetails,
@@ -70,3 +71,16 @@ class CompletionResponse(BaseModel):
 
 
 Completion: TypeAlias = CompletionResponse | ErrorChunkResponse
+
+__all__ = [
+    "Completion",
+    "CompletionResponse",
+    "CompletionResponseChoice",
+    "CompletionResponseChoiceLogprobs",
+    "CompletionResponseTimeInfo",
+    "CompletionResponseUsage",
+    "CompletionResponseUsageCompletionTokensDetails",
+    "CompletionResponseUsagePromptTokensDetails",
+    "ErrorChunkResponse",
+    "ErrorChunkResponseError",
+]
