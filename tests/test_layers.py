@@ -19,8 +19,9 @@ ROWS = [
     "hedge resume verify calibrate environment",
     "send plan simulate",
     "fleet connection",
-    "engine library",
+    "engine library sdk",
     "load conversations",
+    "jobs",
     "sim",
     "cli",
 ]
@@ -46,7 +47,7 @@ HOMES = {
     "scipy": {"compare"},
     "sqlite3": {"journal", "conversations"},
     "tqdm": {"cli"},
-    "uvloop": {"cli"},
+    "uvloop": {"cli", "sdk"},
     "yaml": {"yamltext", "jobfile"},
     "yarl": {"transport", "plain"},
 }

@@ -653,8 +653,7 @@ class Run:
         }
         if summary is not None:
             figures = {name: getattr(summary, name) for name in Summary.__slots__}
-            started = self._now().timestamp() - summary.elapsed_s
-            began = datetime.fromtimestamp(started, UTC).isoformat(timespec="milliseconds")
+            began = self._anchor[0].astimezone(UTC).isoformat(timespec="milliseconds")  # as its rows and series count
             session = {"started_at": began} | self._figures()
             if self._meter is not None:
                 session |= {"loop_lag_s": self._meter.lags.found(), "series": self._meter.series()}

@@ -105,7 +105,7 @@ class Terminal:
 
     def expect(self, seen: str | Callable[[], bool]) -> None:
         """Wait until a text is on the screen, or something is true."""
-        look = (lambda: seen in self.text) if isinstance(seen, str) else seen
+        look: Callable[[], bool] = (lambda: str(seen) in self.text) if isinstance(seen, str) else seen
         end = time.monotonic() + DEADLINE_S
         while not look():
             left = end - time.monotonic()

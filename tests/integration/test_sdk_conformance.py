@@ -420,7 +420,7 @@ def test_the_same_bytes_and_headers_are_sent(is_async: bool) -> None:
                 side.do(client.models.retrieve("a b/c"))
 
             side.seen(scenario)
-            found = []
+            found: list[Any] = []
             for one in asked:
                 head, _, body = one.partition(b"\r\n\r\n")
                 lines = head.decode().split("\r\n")

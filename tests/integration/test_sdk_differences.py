@@ -217,7 +217,7 @@ def test_one_connection_is_warmed_and_not_waited_for(sim: Sim) -> None:
 
 
 def test_an_unknown_argument_is_named(sim: Sim) -> None:
-    client = ours.Cerebras(api_key=KEY, base_url=sim.url, warm_tcp_connection=False)
+    client: Any = ours.Cerebras(api_key=KEY, base_url=sim.url, warm_tcp_connection=False)
     with pytest.raises(TypeError, match="unexpected keyword argument 'max_completion_token'"):
         client.chat.completions.create(**ASK, max_completion_token=3)
     client.close()

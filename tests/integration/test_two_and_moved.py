@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 from collections.abc import Callable
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +352,8 @@ def check_durations(job: JobFolder) -> None:
     status = json.loads(tell(job, "status", str(job.run.path), "--json").out)
     for session in (*sessions, status):
         times = session | {f"{cause}_s": seconds for cause, seconds in session.pop("time_lost_s").items()}
+        times |= {f"{name}_of_loop_lag_s": seconds for name, seconds in (times.pop("loop_lag_s", None) or {}).items()}
+        times.pop("n_of_loop_lag_s", None)  # a count
         assert {k: v for k, v in times.items() if k.endswith("_s") and not 0 <= (v or 0) < 1000} == {}
 
 
@@ -377,7 +380,7 @@ def test_a_clock_set_between_two_sessions(job: JobFolder, shift_s: float) -> Non
 def test_a_clock_set_in_the_middle_of_a_run(
     job: JobFolder, sims: Callable[..., Sim], shift_s: float, limits: dict[str, int]
 ) -> None:
-    """It goes on at the same pace, also after a kill: no wait, no duration and no order comes from the wall clock."""
+    """It goes on at the same pace: no wait, no duration, no order and no time of a row comes from the clock but one."""
     job.sim = sims("--speed", "20", "--fault", "unavailable=0.1")
     job.rows(questions(150))
     job.settings |= {"limits": {"concurrency": 4, **limits}, "results": {"part_rows": 20}}
@@ -387,9 +390,11 @@ def test_a_clock_set_in_the_middle_of_a_run(
     assert moved < 150
     result = process.wait()
     assert result.code == 0, result.err
-    assert 0 < result.summary["elapsed_s"] < 60
+    assert 1 < result.summary["elapsed_s"] < 60, "the clock was not set while it ran"
     started = [row["started_at"] for row in job.results()]
-    assert max(started) - min(started) > abs(shift_s) * 1e6 - 60e6, "the clock was not set while it ran"
+    assert max(started) - min(started) < 60e6  # it was read once: a report puts the rows in the order they were sent
+    (session,) = job.run.read_info()["sessions"]
+    assert 0 <= min(started) / 1e6 - datetime.fromisoformat(session["started_at"]).timestamp() < 30
     check_durations(job)
     prove(job, 150)
     assert [sum(1 for _ in read_rows(part)) for part in job.run.parts] == [20] * 7 + [10]

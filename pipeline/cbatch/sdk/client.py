@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import CancelledError
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from cbatch import __version__, environment
-from cbatch.errors import CbatchError
+from cbatch import __version__
 from cbatch.sdk import body as bodies
 from cbatch.sdk import errors
 from cbatch.sdk.calls import Call, Wanted
@@ -26,7 +23,7 @@ from cbatch.sdk.resources import (
     CompletionsResource,
     ModelsResource,
 )
-from cbatch.sdk.response import APIResponse, AsyncAPIResponse, AsyncResponseContextManager, ResponseContextManager
+from cbatch.sdk.response import APIResponse, AsyncAPIResponse
 from cbatch.sdk.settings import address_of, core_of, environment_headers, key_of, merged
 from cbatch.sdk.web import DEFAULT_TIMEOUT, URL, Request, Response, Timeout
 
@@ -40,71 +37,6 @@ T = TypeVar("T")
 
 DEFAULT_MAX_RETRIES = 2
 WARM_S = 1.0  # for a connection that is opened before it is needed
-
-# Loads (the usual type, all types that may come): pydantic costs 100 ms, and an import need not.
-Load = Callable[[], tuple[Any, Any]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What an answer is to become."""
-
-    load: Load
-    stream: bool = False
-    is_async: bool = False
-    strict: bool = False
-
-    @property
-    def kind(self) -> Any:
-        """What it becomes."""
-        return self.load()[0]
-
-    def parsed(self, response: Response, data: Any, to: Any = None) -> Any:
-        """What is in a response; `data` is its JSON where that was decoded."""
-        kind, union = self.load() if to is None else (to, to)
-        if self.stream:
-            from cbatch.sdk.stream import AsyncStream, Stream
-
-            stream: Any = AsyncStream if self.is_async else Stream
-            return stream(cast_to=kind, union=union, response=response, strict=self.strict)
-        if kind is None or kind is type(None):
-            return None
-        if kind is Response:
-            return response
-        if kind is bytes:
-            return response.content
-        if kind in (str, int, float):
-            return kind(response.text)
-        if kind is bool:
-            return response.text.lower() == "true"
-        from pydantic import ValidationError
-
-        from cbatch.sdk.models import build
-
-        try:
-            found = data if data is not None else response.json()
-        except ValueError:
-            return response.text
-        try:
-            return build(found, kind, union, strict=self.strict)
-        except ValidationError as exc:
-            raise errors.APIResponseValidationError(response, found) from exc
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One call of a method, before the client's own settings are added."""
-
-    method: str
-    path: str
-    wanted: Wanted
-    fields: Mapping[str, Any] | None = None
-    content: bytes | None = None
-    query: Mapping[str, Any] = field(default_factory=dict)
-    extra_headers: Mapping[str, Any] | None = None
-    timeout: Any = not_given
-    max_retries: float | None = None
-    model: str | None = None
 
 
 class _Client:
@@ -385,9 +317,6 @@ class Cerebras(_Client):
         taken = self._take(call)
         return APIResponse(taken.response, call.wanted, data=taken.data, retries_taken=taken.retries)
 
-    def _do_streamed(self, call: Call) -> ResponseContextManager[Any]:
-        return ResponseContextManager(lambda: self._do_raw(call))
-
 
 class AsyncCerebras(_Client):
     """The client for code with `await`; usable from several event loops, one after the other or at once."""
@@ -472,9 +401,6 @@ class AsyncCerebras(_Client):
         taken = await self._take(call)
         return AsyncAPIResponse(taken.response, call.wanted, data=taken.data, retries_taken=taken.retries)
 
-    def _do_streamed(self, call: Call) -> AsyncResponseContextManager[Any]:
-        return AsyncResponseContextManager(lambda: self._do_raw(call))
-
 
 _warming: set[asyncio.Task[None]] = set()  # a loop alone does not keep its tasks
 
@@ -490,68 +416,3 @@ class _Raw(Generic[T]):
         if part in ("chat",):
             return _Raw(found, self._name)
         return getattr(found, self._name)
-
-
-# -- settings from outside ----------------------------------------------------------------------------
-
-
-def _key(given_key: str | None) -> str:
-    """The key. Raises CerebrasError where there is none, or one that cannot be."""
-    try:
-        if given_key is not None:
-            return environment.checked(given_key, "api_key")
-        found = environment.find_key(None, None)
-    except CbatchError as exc:
-        raise errors.CerebrasError(f"{exc}\nhint: {exc.hint}" if exc.hint else str(exc)) from None
-    if found is None:
-        raise errors.CerebrasError(
-            "The api_key client option must be set either by passing api_key to the client or by setting the "
-            f"{environment.KEY_NAME} environment variable; looked at {environment.places()}"
-        )
-    return found
-
-
-def _base_url(said: str | None) -> str:
-    return str(said) if said is not None else os.environ.get(environment.URL_NAME) or DEFAULT_BASE_URL
-
-
-def _slash(url: str) -> str:
-    """As the SDK shows it: a path ends in a slash."""
-    return url if url.endswith("/") or not URL(url).path else url + "/"
-
-
-def core_of(base_url: str, key: str, timeout: Any) -> Core:
-    from cbatch.client import normalise_base_url
-    from cbatch.sdk.core import Core
-    from cbatch.transport import Endpoint
-
-    try:
-        url = normalise_base_url(base_url)
-        proxy = environment.proxy_for(url)
-    except (ValueError, CbatchError) as exc:
-        raise errors.CerebrasError(f"base_url: {exc}") from None
-    connect_s = timeout.connect if hasattr(timeout, "connect") else timeout
-    return Core(Endpoint(base_url=url, key=key, proxy=proxy, connect_s=NEVER_S if connect_s is None else connect_s))
-
-
-def environment_headers() -> Iterator[tuple[str, str]]:
-    """`Name: value` lines of CEREBRAS_CUSTOM_HEADERS."""
-    for line in os.environ.get(HEADERS_NAME, "").split("\n"):
-        name, colon, value = line.partition(":")
-        if colon:
-            yield name.strip(), value.strip()
-
-
-def merged(*all_headers: Mapping[str, Any]) -> dict[str, str]:
-    """The headers of a request: of one name, in whatever case, the last word wins, and Omit takes it away."""
-    found: dict[str, tuple[str, Any]] = {}
-    for headers in all_headers:
-        for name, value in headers.items():
-            found[name.lower()] = name, value
-    return {name: str(value) for name, value in given(dict(found.values())).items() if not isinstance(value, Omit)}
-
-
-def _unsent(call: Call, base_url: URL) -> Any:
-    from cbatch.sdk.web import Request
-
-    return Request(call.method, cast("str", base_url).rstrip("/") + call.path, {})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 from urllib.parse import quote
 
 from cbatch.sdk.body import ChatParams, Sending, TextParams, Unsaid, check_names
 from cbatch.sdk.given import given, not_given, omit
+from cbatch.sdk.response import Streamed
 
 if TYPE_CHECKING:
     from cbatch.sdk.calls import Call
@@ -135,7 +136,7 @@ class _Resource:
     @cached_property
     def with_streaming_response(self) -> Any:
         """The same methods, as context managers that give the response before its content was read."""
-        return type(self)(self._client, "_do_streamed")
+        return Streamed(self.with_raw_response, is_async=self._client.is_async)
 
 
 class CompletionsResource(_Resource):
@@ -151,12 +152,11 @@ class CompletionsResource(_Resource):
 class AsyncCompletionsResource(_Resource):
     """Text completions."""
 
-    def create(
+    async def create(
         self, *, model: str, prompt: Any, stream: bool | Unsaid = omit, **params: Unpack[TextParams]
-    ) -> Awaitable[CompletionResponse | AsyncStream[CompletionResponse] | Any]:
+    ) -> CompletionResponse | AsyncStream[CompletionResponse] | Any:
         """The continuation of a prompt."""
-        found: Awaitable[Any] = self._send(_text(self._client, model, prompt, stream, params))
-        return found
+        return await self._send(_text(self._client, model, prompt, stream, params))
 
 
 class ChatCompletionsResource(_Resource):
@@ -193,30 +193,30 @@ class AsyncChatCompletionsResource(_Resource):
     """Chat completions."""
 
     @overload
-    def create(
+    async def create(
         self, *, messages: Messages, model: str, stream: Literal[True], **params: Unpack[ChatParams]
-    ) -> Awaitable[AsyncStream[ChatChunkResponse]]: ...
+    ) -> AsyncStream[ChatChunkResponse]: ...
 
     @overload
-    def create(
+    async def create(
         self,
         *,
         messages: Messages,
         model: str,
         stream: Literal[False] | Unsaid = omit,
         **params: Unpack[ChatParams],
-    ) -> Awaitable[ChatCompletionResponse]: ...
+    ) -> ChatCompletionResponse: ...
 
     @overload
-    def create(
+    async def create(
         self, *, messages: Messages, model: str, stream: bool, **params: Unpack[ChatParams]
-    ) -> Awaitable[ChatCompletionResponse | AsyncStream[ChatChunkResponse]]: ...
+    ) -> ChatCompletionResponse | AsyncStream[ChatChunkResponse]: ...
 
-    def create(
+    async def create(
         self, *, messages: Messages, model: str, stream: bool | Unsaid = omit, **params: Unpack[ChatParams]
     ) -> Any:
         """The answer to a conversation, or with `stream=True` its chunks as they come. Raises APIError."""
-        return self._send(_chat(self._client, messages, model, stream, params))
+        return await self._send(_chat(self._client, messages, model, stream, params))
 
 
 class ChatResource(_Resource):
@@ -254,14 +254,12 @@ class ModelsResource(_Resource):
 class AsyncModelsResource(_Resource):
     """The models that the key sees."""
 
-    def list(self, *, format: Format | Unsaid = omit, **params: Unpack[Sending]) -> Awaitable[ModelMetadataList | Any]:
+    async def list(self, *, format: Format | Unsaid = omit, **params: Unpack[Sending]) -> ModelMetadataList | Any:
         """All of them. Raises APIError."""
-        found: Awaitable[Any] = self._send(_listed(self._client, format, params))
-        return found
+        return await self._send(_listed(self._client, format, params))
 
-    def retrieve(
+    async def retrieve(
         self, model_id: str, *, format: Format | Unsaid = omit, **params: Unpack[Sending]
-    ) -> Awaitable[ModelMetadata | Any]:
+    ) -> ModelMetadata | Any:
         """One of them. Raises NotFoundError for one that the key does not see."""
-        found: Awaitable[Any] = self._send(_model(self._client, model_id, format, params))
-        return found
+        return await self._send(_model(self._client, model_id, format, params))

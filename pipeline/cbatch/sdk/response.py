@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
@@ -211,3 +212,17 @@ class AsyncResponseContextManager(Generic[R]):
     ) -> None:
         if self._response is not None:
             await self._response.close()
+
+
+class Streamed:
+    """The methods of a resource that gives raw responses, as context managers."""
+
+    def __init__(self, raw: Any, *, is_async: bool) -> None:
+        self._raw = raw
+        self._manager: Any = AsyncResponseContextManager if is_async else ResponseContextManager
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "completions":  # of `chat`
+            return self._raw.completions.with_streaming_response
+        method = getattr(self._raw, name)
+        return lambda *given, **named: self._manager(partial(method, *given, **named))
