@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cbatch.cli.ask import ATTEMPTS
 from tests.integration.conftest import PIPELINE, Forking, Result, Sim, wait_for
 from tests.integration.terminal import Terminal
 
@@ -119,6 +120,18 @@ def test_nobody_there(forking: Forking, tmp_path: Path) -> None:
     refused = forking.start(["ask", "hi", "--base-url", "http://127.0.0.1:9"], key=KEY, cwd=tmp_path).wait()
     assert refused.code == 1
     assert "hint: is the address right" in refused.err
+
+
+def test_an_answer_that_breaks_off_is_kept_as_far_as_it_came_and_an_error(ask: Ask, sims: Callable[..., Sim]) -> None:
+    """What was printed cannot be taken back, so it is not asked again; with --json it is."""
+    drops = sims("--speed", "inf", "--fault", "drop_mid=1")
+    broken = ask("Why?", "--param", "reasoning_effort=low", to=drops)
+    assert broken.code == 1
+    assert broken.err.startswith("error: ")
+    assert broken.out.endswith("\n")
+    assert drops.requests == 1
+    assert ask("Why?", "--json", to=drops).code == 1
+    assert drops.requests == 1 + ATTEMPTS
 
 
 def test_an_answer_that_was_cut_says_so(ask: Ask) -> None:

@@ -226,14 +226,25 @@ def test_the_menu_completes_a_command(chat: Open) -> None:
     terminal.expect("reasoning is hidden")
 
 
-def test_an_error_is_told_and_the_chat_goes_on(chat: Open, sims: Callable[..., Sim]) -> None:
-    terminal = chat("--max-tokens", "5", to=sims("--speed", "inf"))
+def test_an_answer_that_breaks_off_is_told_and_the_chat_goes_on(chat: Open, sims: Callable[..., Sim]) -> None:
+    terminal = chat(to=sims("--speed", "inf", "--fault", "drop_mid=1"))
+    terminal.expect_prompt()
+    terminal.say("one")
+    terminal.expect("error: ")
+    terminal.expect_prompt()
+    terminal.say("two")
+    terminal.expect(lambda: "error: " in terminal.after("two"))
+    terminal.expect_prompt()
+    terminal.say("/metrics")
+    terminal.expect("2 failed")
+
+
+def test_an_answer_that_was_cut_says_so(chat: Open) -> None:
+    terminal = chat("--max-tokens", "50")
     terminal.expect_prompt()
     terminal.say("Say something long")
-    terminal.expect("cut: the answer reached the most tokens")
-    terminal.expect_prompt()
-    terminal.say("x" * 60)
-    terminal.expect(lambda: terminal.text.count("cut:") == 2)
+    terminal.expect("cut: the answer reached the most tokens it may have")
+    terminal.expect("71 in, 50 out")
 
 
 def test_a_window_that_changes_its_size(chat: Open, slow: Sim) -> None:

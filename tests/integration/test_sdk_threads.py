@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cbatch.sdk import APIConnectionError, AsyncCerebras, Cerebras
+from cbatch.sdk import APIConnectionError, AsyncCerebras, Cerebras, NotFoundError
 from tests.integration.conftest import PIPELINE, Sim, wait_for
 from tests.integration.sdk_sides import ASK, KEY, chunk, events, http, scripted
 
@@ -114,6 +114,28 @@ def test_a_client_that_is_forgotten_closes_its_connections(sim: Sim) -> None:
     del client
     gc.collect()
     wait_for(lambda: here.wire._transport._closed, "the connections to close")  # type: ignore[attr-defined]
+
+
+async def test_it_works_over_the_other_transport(sim: Sim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """aiohttp's session, which is what goes through a proxy: headers of one request, streams, and closing them."""
+    monkeypatch.setenv("CBATCH_TRANSPORT", "session")
+    good = http(b'{"id":"a","choices":[],"created":1,"model":"m","object":"chat.completion","system_fingerprint":"f"}')
+    with scripted(good) as (url, asked):
+        async with AsyncCerebras(api_key=KEY, base_url=url, warm_tcp_connection=False) as client:
+            await client.chat.completions.create(**ASK, extra_headers={"X-One": "1"})
+            await client.chat.completions.create(**ASK)
+    assert [b"X-One: 1\r\n" in one for one in asked] == [True, False]
+    async with AsyncCerebras(api_key=KEY, base_url=sim.url, warm_tcp_connection=False) as client:
+        stream = await client.chat.completions.create(**ASK, stream=True)
+        assert stream.response.headers["content-type"].startswith("text/event-stream")
+        assert "".join([part.choices[0].delta.content or "" async for part in stream])  # type: ignore[index,union-attr]
+        stream = await client.chat.completions.create(**ASK, stream=True)
+        await anext(stream)
+        await stream.close()
+        with pytest.raises(NotFoundError):
+            await client.models.retrieve("nothing")
+    await asyncio.sleep(0.05)  # aiohttp closes its sockets in the next turns
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 # -- processes of their own ----------------------------------------------------------------------------------

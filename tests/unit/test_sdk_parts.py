@@ -132,7 +132,8 @@ BODY = b'data: {"a":1}\n\n: note\n\nevent: error\r\ndata: x\r\n\r\ndata: one\nda
 
 @given(st.lists(st.integers(1, 9), max_size=40))
 def test_events_are_the_same_however_the_bytes_are_cut(sizes: list[int]) -> None:
-    decoder, found, at = Events(), [], 0
+    decoder, at = Events(), 0
+    found: list[tuple[bytes, bytes]] = []
     for size in [*sizes, len(BODY)]:
         found += decoder.feed(BODY[at : at + size])
         at += size
@@ -160,8 +161,8 @@ def test_objects_are_equal_and_can_be_pickled() -> None:
 
 
 def test_what_does_not_fit_is_taken_as_it_comes() -> None:
-    answer = build({"choices": [{"index": "x", "message": {"content": 5, "role": None}}]}, ChatCompletionResponse)
-    assert isinstance(answer, ChatCompletionResponse)
+    answer: Any = build({"choices": [{"index": "x", "message": {"content": 5, "role": None}}]}, ChatCompletionResponse)
+    assert type(answer) is ChatCompletionResponse
     assert (answer.id, answer.usage, answer.choices[0].index) == (None, None, "x")
     assert answer.choices[0].message.content == 5
     said = build(

@@ -22,6 +22,7 @@ from cbatch.errors import JobError
 if TYPE_CHECKING:
     from cbatch.library import Answer, Client
 
+ATTEMPTS = 4  # in 4 s at most: somebody is waiting, and can try again
 PATIENCE_S = 3.0  # with an input that says nothing: a forgotten pipe looks like a program that hangs
 
 
@@ -32,7 +33,7 @@ PATIENCE_S = 3.0  # with an input that says nothing: a forgotten pipe looks like
 @click.argument("prompt", required=False)
 @click.option("--model", metavar="ID", help="The model to ask [default: gpt-oss-120b].")
 @click.option("--system", metavar="TEXT", help="The system prompt.")
-@click.option("--reasoning", is_flag=True, help="Print the model's reasoning, on stderr.")
+@click.option("--reasoning", is_flag=True, help="Print the model's reasoning, too, on stderr.")
 @click.option("--quiet", is_flag=True, help="Print the answer and nothing about it.")
 @sampling_options
 @connection_options
@@ -59,8 +60,12 @@ def command(
     async def ask() -> Answer:
         from cbatch.library import DEFAULT_MODEL, Client
 
-        async with Client(sim=sim, base_url=base_url, api_key_file=api_key_file, model=model or DEFAULT_MODEL) as api:
-            return await _stream(api, text, system, params, silent=as_json, reasoning=reasoning)
+        async with Client(
+            sim=sim, base_url=base_url, api_key_file=api_key_file, model=model or DEFAULT_MODEL, attempts=ATTEMPTS
+        ) as api:
+            if as_json:  # nobody sees the pieces: an answer that breaks off is asked again
+                return await api.ask(text, system=system, stream=True, **params)
+            return await _stream(api, text, system, params, reasoning=reasoning)
 
     with advised():
         answer = run_async(ask())
@@ -70,9 +75,7 @@ def command(
         _remark(answer)
 
 
-async def _stream(
-    api: Client, prompt: str, system: str | None, params: dict[str, Any], *, silent: bool, reasoning: bool
-) -> Answer:
+async def _stream(api: Client, prompt: str, system: str | None, params: dict[str, Any], *, reasoning: bool) -> Answer:
     """Write the answer as it comes, with a newline at its end, wherever that is."""
     on_terminal = sys.stdout.isatty()
     last, thinking = "\n", False
@@ -82,7 +85,7 @@ async def _stream(
                 if reasoning and delta.reasoning:
                     click.echo(click.style(harmless(delta.reasoning), dim=True), nl=False, err=True)
                     thinking = True
-                if delta.text and not silent:
+                if delta.text:
                     if thinking:
                         click.echo("\n", err=True)
                         thinking = False

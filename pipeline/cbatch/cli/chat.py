@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from cbatch.cli.advice import advised
+from cbatch.cli.ask import ATTEMPTS
 from cbatch.cli.chat_commands import words
 from cbatch.cli.chat_screen import Screen
 from cbatch.cli.chat_talk import Talk
@@ -63,7 +64,7 @@ def command(
         from cbatch.library import DEFAULT_MODEL, Client
 
         async with (
-            Client(sim=sim, base_url=base_url, api_key_file=api_key_file) as api,
+            Client(sim=sim, base_url=base_url, api_key_file=api_key_file, attempts=ATTEMPTS) as api,
             Conversations(api) as conversations,
         ):
             talk = Talk(conversations, model=model or DEFAULT_MODEL, system=system, params=params, reasoning=shown)

@@ -56,7 +56,7 @@ async def _ping(model: str | None, **where: Any) -> dict[str, Any]:
                 model = next((name for name in served if catalog.card(name)), next(iter(served), None))
                 if model is None:
                     raise RunStopped("this key sees no models", hint="name one with --model")
-            answer = await api.stream(PROMPT, model=model, max_completion_tokens=TOKENS).answer()
+            answer = await api.ask(PROMPT, model=model, stream=True, max_completion_tokens=TOKENS)
             address = api.base_url
     metrics = answer.metrics
     return {
