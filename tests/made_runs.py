@@ -78,13 +78,13 @@ def made_run(
         for n in range(block.warmup_rows + block.rows):
             row = _row(rng, block, n)
             phase = "warmup" if n < block.warmup_rows else "measure"
-            row |= {"block": number, "level": block.level, "phase": phase, "index": n % block.prompts}
+            row |= {"load_block": number, "load_level": block.level, "load_phase": phase, "index": n % block.prompts}
             key = (row["id"], block.model)
             row["sample"] = uses.get(key, 0)
             uses[key] = row["sample"] + 1
             made.append(row)
         now = _schedule(made, begun, block)
-        measured = [row for row in made if row["phase"] == "measure"]
+        measured = [row for row in made if row["load_phase"] == "measure"]
         warmup_s = (_time(measured[0]) - begun).total_seconds() if measured else 0.0
         measured_s = (now - begun).total_seconds() - warmup_s
         described.append(_described(number, block, begun, warmup_s, measured_s))

@@ -32,7 +32,7 @@ _SHARES = ("errors", "rate_limited")
 COLUMN_METRICS = tuple(
     name
     for name, kind, _ in COLUMNS
-    if kind in ("int64", "float64") and name not in ("index", "http_status", "level", *RUN_METRICS)
+    if kind in ("int64", "float64") and name not in ("index", "http_status", "load_level", *RUN_METRICS)
 )
 _STATISTICS = ("median", "mean", "min", "max", "sum")
 

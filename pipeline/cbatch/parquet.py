@@ -29,7 +29,7 @@ REPEATING = ["model", "status", "finish_reason", "error_kind", "error_code", "se
 # Reports hold every row of these at once: a code for a repeating text, half the bytes for a count.
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 _SMALL: dict[str, pa.DataType] = {
-    **dict.fromkeys((*REPEATING, "status", "phase"), _TEXT),
+    **dict.fromkeys((*REPEATING, "status", "load_phase"), _TEXT),
     **{name: pa.int32() for name, kind, _ in COLUMNS if kind == "int64"},
 }
 
@@ -225,7 +225,7 @@ def _scan(
     # Arrow's own pool keeps what reading frees: 150 MB after a million rows, as much again as half of what is kept.
     pool = pa.system_memory_pool()
     pa.set_memory_pool(pool)
-    filtered = ("phase", "block") if complete is not None else ()
+    filtered = ("load_phase", "load_block") if complete is not None else ()
     layout = _small([*names, *(name for name in filtered if name not in names)])
     for path in parts:
         yield _measured(_read_part(path, layout), complete).select(list(names))
@@ -259,8 +259,8 @@ def _read_part(path: Path, layout: pa.Schema) -> pa.Table:
 def _measured(rows: pa.Table, complete: Sequence[int] | None) -> pa.Table:
     if complete is None:
         return rows
-    blocks = pc.is_in(rows.column("block"), value_set=pa.array(list(complete), pa.int32()))
-    return rows.filter(pc.and_(pc.equal(rows.column("phase"), "measure"), blocks))
+    blocks = pc.is_in(rows.column("load_block"), value_set=pa.array(list(complete), pa.int32()))
+    return rows.filter(pc.and_(pc.equal(rows.column("load_phase"), "measure"), blocks))
 
 
 def measured_rows(
@@ -276,9 +276,9 @@ def measured_rows(
 
 def block_counts(parts: Sequence[Path], pending: Sequence[Sequence[Any]]) -> dict[tuple[int | None, str | None], int]:
     """How many rows each block and phase has."""
-    found = measured_rows(parts, pending, ("block", "phase"), None)
-    grouped = found.group_by(["block", "phase"]).aggregate([([], "count_all")])
-    return {(row["block"], row["phase"]): row["count_all"] for row in grouped.to_pylist()}
+    found = measured_rows(parts, pending, ("load_block", "load_phase"), None)
+    grouped = found.group_by(["load_block", "load_phase"]).aggregate([([], "count_all")])
+    return {(row["load_block"], row["load_phase"]): row["count_all"] for row in grouped.to_pylist()}
 
 
 def error_examples(

@@ -97,7 +97,7 @@ NUMBER_WORDS = 4
 NUMBER_MASK = (1 << (_BITS * NUMBER_WORDS)) - 1
 STRIDE = 0x9E3779B97F  # odd, so that no two rows have one number
 
-_ASKED = ("model", "phase", "started_at", "input")
+_ASKED = ("model", "load_phase", "started_at", "input")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -165,7 +165,7 @@ def _check_blocks(folder: RunDir, blocks: list[dict[str, Any]], proof: Proof) ->
     rows: Counter[int] = Counter()
     for part in folder.parts:
         with suppress(OSError):  # said already
-            rows.update(block for block, phase in read_rows(part, ["block", "phase"]) if phase == "measure")
+            rows.update(block for block, phase in read_rows(part, ["load_block", "load_phase"]) if phase == "measure")
     for block in blocks:
         if block["complete"] and rows[block["block"]] != block["requests"]:
             proof.problems.append(

@@ -172,6 +172,21 @@ def test_a_reader_who_has_seen_enough_is_no_error(sims: Callable[..., Sim]) -> N
     assert (ended.stdout, ended.stderr) == ("[prompt 0\n", "")
 
 
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        pytest.param("0<&-", 0, "", id="stdin closed"),
+        pytest.param("0<&- 1>&- 2>&-", 0, "", id="all closed"),
+        pytest.param("> /dev/full", 1, "error: stdout cannot be written: No space left on device\n", id="disk full"),
+    ],
+)
+def test_streams_that_are_closed_or_full(sim: Sim, end: str, code: int, said: str) -> None:
+    env = {"PYTHONPATH": str(PIPELINE), "PATH": os.environ["PATH"], "CEREBRAS_API_KEY": KEY}
+    line = f"{sys.executable} -m cbatch ask 'Why?' --base-url {sim.url} {end}"
+    ended = subprocess.run(["bash", "-c", line], env=env, capture_output=True, text=True, check=False, timeout=25)
+    assert (ended.returncode, ended.stderr) == (code, said)
+
+
 def test_a_pipe_that_says_nothing_is_waited_for_and_that_is_said(forking: Forking, sim: Sim, tmp_path: Path) -> None:
     """Nobody gets an answer to half of the question because the other half came late."""
     os.mkfifo(tmp_path / "in")

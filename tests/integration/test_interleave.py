@@ -106,7 +106,7 @@ def test_blocks_of_a_pair_ask_the_same_prompts(pair: Pair) -> None:
     found: dict[tuple[str, int], list[tuple[float, int]]] = {}
     for name in "ab":
         for part in pair.runs[name].parts:
-            for block, index, at, lag in read_rows(part, ["block", "index", "started_at", "sched_lag_s"]):
+            for block, index, at, lag in read_rows(part, ["load_block", "index", "started_at", "sched_lag_s"]):
                 found.setdefault((name, block), []).append((at / 1e6 - lag, index))
     for block in (0, 1):
         a, b = (sorted(found[name, block]) for name in "ab")

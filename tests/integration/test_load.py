@@ -75,17 +75,17 @@ def check_blocks(job: JobFolder) -> list[dict[str, Any]]:
     for block in blocks(job):
         if not block["complete"]:
             continue
-        mine = [row for row in rows if row["block"] == block["block"]]
-        measured = [row for row in mine if row["phase"] == "measure"]
-        assert {row["phase"] for row in mine} <= {"warmup", "measure"}
-        assert {row["level"] for row in mine} == {block["level"]}
+        mine = [row for row in rows if row["load_block"] == block["block"]]
+        measured = [row for row in mine if row["load_phase"] == "measure"]
+        assert {row["load_phase"] for row in mine} <= {"warmup", "measure"}
+        assert {row["load_level"] for row in mine} == {block["level"]}
         assert {row["model"] for row in mine} == {block["model"]}
         assert block["requests"] == len(measured)
         assert block["failed"] == sum(row["status"] == "error" for row in measured)
         start = begun(block) + block["warmup_s"]
         end = start + block["measured_s"]
         asked = [row["started_at"] / 1e6 - (row["wait_s"] if row["sched_lag_s"] is None else row["sched_lag_s"])
-                 for row in mine if row["phase"] == "warmup"]  # fmt: skip
+                 for row in mine if row["load_phase"] == "warmup"]  # fmt: skip
         assert all(at <= start + 0.002 for at in asked)
         flying_s = sum(max(min(b, end) - max(a, start), 0.0) for a, b in on_the_wire(mine))
         assert flying_s / max(block["measured_s"], 1e-9) == pytest.approx(block["in_flight"], rel=0.02, abs=0.02)
@@ -108,7 +108,7 @@ def command(job: JobFolder, forking: Forking, name: str, *args: str) -> Result:
 def test_a_batch_has_no_blocks(job: JobFolder) -> None:
     assert job.execute().code in DONE
     assert "load" not in job.run.read_info()
-    assert {(row["block"], row["level"], row["phase"]) for row in job.results()} == {(None, None, None)}
+    assert {(row["load_block"], row["load_level"], row["load_phase"]) for row in job.results()} == {(None, None, None)}
 
 
 # -- closed -----------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def test_requests_are_counted_without_the_warm_up(load: JobFolder) -> None:
     assert load.execute().code in DONE
     (block,) = check_blocks(load)
     assert block["requests"] == 30
-    assert Counter(row["phase"] for row in load.results()) == {"measure": 30, "warmup": 4}
+    assert Counter(row["load_phase"] for row in load.results()) == {"measure": 30, "warmup": 4}
 
 
 @pytest.mark.parametrize("requests", [1, 3, 4])
@@ -216,7 +216,7 @@ def test_arrivals_are_those_of_the_seed(load: JobFolder) -> None:
         with_load(load, mode="open", rate=80, duration_s=0.3, repeats=2, seed=5)
         assert load.execute("--fresh").code in DONE
         for block in check_blocks(load):
-            due = sorted(intended(row) for row in load.results() if row["block"] == block["block"])
+            due = sorted(intended(row) for row in load.results() if row["load_block"] == block["block"])
             offsets.append([at - due[0] for at in due])
     assert offsets[0] == pytest.approx(offsets[2], abs=1e-4)
     assert offsets[1] == pytest.approx(offsets[3], abs=1e-4)
@@ -311,7 +311,7 @@ def replay(job: JobFolder, **keys: Any) -> JobFolder:
 def test_a_replay_sends_the_same_prompts_at_the_same_times(load: JobFolder, speed: int) -> None:
     with_load(load, mode="open", rate=60, duration_s=0.4)
     assert load.execute().code in DONE
-    earlier = sorted((r for r in load.results() if r["phase"] == "measure"), key=lambda row: row["started_at"])
+    earlier = sorted((r for r in load.results() if r["load_phase"] == "measure"), key=lambda row: row["started_at"])
     result = replay(load, speed=speed).execute()
     assert result.code in DONE, result.err
     (block,) = check_blocks(load)
@@ -320,7 +320,7 @@ def test_a_replay_sends_the_same_prompts_at_the_same_times(load: JobFolder, spee
     first, start = earlier[0]["started_at"] / 1e6, intended(again[0])
     wanted = [(row["started_at"] / 1e6 - first) / speed for row in earlier]
     assert [intended(row) - start for row in again] == pytest.approx(wanted, abs=2e-4)
-    assert {row["phase"] for row in again} == {"measure"}
+    assert {row["load_phase"] for row in again} == {"measure"}
     assert block["requests"] == len(earlier)
     assert block["level"] == pytest.approx(len(earlier) / block["measured_s"], rel=0.02)
 
@@ -378,8 +378,8 @@ def test_a_kill_in_a_block_costs_that_block(load: JobFolder) -> None:
     found = check_blocks(load)
     assert [(block["block"], block["repeat"]) for block in found] == [(0, 0), (2, 1), (3, 2)]
     assert [block["complete"] for block in blocks(load)] == [True, False, True, True]
-    assert {row["block"] for row in load.results()} == {0, 1, 2, 3}
-    assert kept <= sum(row["block"] < 2 for row in load.results()) <= kept + bound(4)
+    assert {row["load_block"] for row in load.results()} == {0, 1, 2, 3}
+    assert kept <= sum(row["load_block"] < 2 for row in load.results()) <= kept + bound(4)
     assert "the last session was cut off" in last.err
 
 
@@ -565,7 +565,7 @@ def test_a_job_that_was_edited_is_refused(load: JobFolder, change: dict[str, Any
     assert load.sim.requests == sent
     fresh = load.execute("--fresh")
     assert fresh.code in DONE, fresh.err
-    assert {row["block"] for row in load.results()} == {0}
+    assert {row["load_block"] for row in load.results()} == {0}
 
 
 def test_a_finished_load_run_sends_nothing(load: JobFolder) -> None:

@@ -120,9 +120,9 @@ def test_every_column_holds_its_own_value_in_the_order_of_the_contract() -> None
         "max_gap_s": None,
         "loop_lag_ms": None,
         "tainted": None,
-        "block": None,
-        "level": None,
-        "phase": None,
+        "load_block": None,
+        "load_level": None,
+        "load_phase": None,
         "request_id": "chatcmpl-1",
         "served_model": "gpt-oss-120b",
         "system_fingerprint": "fp_1",
@@ -553,7 +553,7 @@ def test_without_a_stream_the_latency_is_what_the_lag_is_held_against() -> None:
 
 def test_a_load_run_says_where_a_row_belongs() -> None:
     values = row(ANSWER, replace(MARKS, block=3, level=32.0, phase="warmup"))
-    assert (values["block"], values["level"], values["phase"]) == (3, 32.0, "warmup")
+    assert (values["load_block"], values["load_level"], values["load_phase"]) == (3, 32.0, "warmup")
 
 
 # -- failures ----------------------------------------------------------------------------------------

@@ -152,8 +152,8 @@ def test_the_first_sent_are_the_ones_that_a_limit_leaves(tmp_path: Path, earlier
 def test_what_was_no_measured_request_to_this_model_is_left_out_and_counted(tmp_path: Path, earlier: Earlier) -> None:
     parts = earlier(
         [
-            row(0, 0.0, phase="warmup"),
-            row(1, 1.0, phase="measure"),
+            row(0, 0.0, load_phase="warmup"),
+            row(1, 1.0, load_phase="measure"),
             row(2, None, status="error", error_kind="source", input="{broken"),
             row(3, 1.5, model="another"),
             row(4, 2.0, input=None),
@@ -182,7 +182,7 @@ def test_a_row_that_was_spread_over_lines_becomes_one(tmp_path: Path, earlier: E
 def test_a_run_of_an_older_version_can_be_replayed(tmp_path: Path, earlier: Earlier) -> None:
     """Its parts have no column that tells the phase."""
     (part,) = parts = earlier([row(1, 1.0), row(0, 0.0)])
-    pq.write_table(pq.read_table(part).drop_columns(["phase", "block", "level"]), part)
+    pq.write_table(pq.read_table(part).drop_columns(["load_phase", "load_block", "load_level"]), part)
     replay(tmp_path, parts)
     assert [line["n"] for line in lines(tmp_path / "out.jsonl")] == [0, 1]
 
@@ -199,7 +199,7 @@ def test_a_run_that_kept_no_prompts_is_refused(tmp_path: Path, earlier: Earlier)
     [
         pytest.param([], r"no prompt was sent to gpt-oss-120b$", id="no rows"),
         pytest.param([row(0, None)], r"\(rows: 1 never sent\)", id="only rows that were never sent"),
-        pytest.param([row(0, 1.0, phase="warmup")], r"\(rows: 1 warmup\)", id="only a warmup"),
+        pytest.param([row(0, 1.0, load_phase="warmup")], r"\(rows: 1 warmup\)", id="only a warmup"),
         pytest.param([row(0, 1.0, model="another")], "no prompt was sent to gpt-oss-120b$", id="another model"),
     ],
 )

@@ -56,7 +56,7 @@ def test_a_run_that_no_one_runs_any_more_was_killed(tmp_path: Path) -> None:
 
 def test_a_part_of_an_older_version_has_no_columns_of_this_one(tmp_path: Path) -> None:
     run = made_batch(tmp_path / "a", rows=10)
-    old = pq.read_table(run.parts[0]).drop_columns(["tainted", "block", "level", "phase", "net_s"])
+    old = pq.read_table(run.parts[0]).drop_columns(["tainted", "load_block", "load_level", "load_phase", "net_s"])
     pq.write_table(old, run.parts[0])
     found = read(run)
     assert found.rows.num_rows == 10

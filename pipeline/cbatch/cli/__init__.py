@@ -13,6 +13,7 @@ import importlib
 import os
 import re
 import sys
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -90,7 +91,16 @@ def cli(ctx: click.Context) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with the code of the contract."""
+    _hold_standard_streams()
     sys.exit(invoke(args))
+
+
+def _hold_standard_streams() -> None:
+    """Open what was closed by who started us (`cbatch … 0<&-`): else a socket becomes stdin, and uvloop aborts."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, and so this one
+            setattr(sys, name, os.fdopen(null, "w" if fd else "r", closefd=False))
 
 
 def invoke(args: list[str] | None = None) -> int:
@@ -129,7 +139,8 @@ def fail(message: str, hint: str | None, code: int, args: list[str] | None) -> i
     if "--json" in (sys.argv if args is None else args):
         import json
 
-        click.echo(json.dumps({"error": hide_keys(message), "hint": hint, "exit_code": code}, indent=2))
+        with suppress(OSError):  # stdout may be what is full, or gone
+            click.echo(json.dumps({"error": hide_keys(message), "hint": hint, "exit_code": code}, indent=2))
     return code
 
 

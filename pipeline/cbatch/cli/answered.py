@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cbatch.cli.words import duration, money, plural, rate
+from cbatch.errors import RunStopped
 
 if TYPE_CHECKING:
     from cbatch.library import Answer
@@ -23,6 +25,17 @@ _PICTURES |= {ord("\n"): ord("\n"), ord("\t"): ord("\t"), ord("\r"): None}  # ty
 def harmless(text: str) -> str:
     """What a model says, as it may be written to a terminal; several lines stay several."""
     return text.translate(_PICTURES)
+
+
+def write(text: str) -> None:
+    """Write to stdout at once. Raises RunStopped where it cannot be written, BrokenPipeError where nobody reads."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        raise RunStopped(f"stdout cannot be written: {exc.strerror}") from None
 
 
 def speed(tokens_per_s: float | None, source: str | None) -> str:

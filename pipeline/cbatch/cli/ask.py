@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import orjson
 
 from cbatch.cli.advice import advised
-from cbatch.cli.answered import as_object, figures, harmless
+from cbatch.cli.answered import as_object, figures, harmless, write
 from cbatch.cli.sampling import sampling_options
-from cbatch.cli.shared import connection_options, json_option, print_json, run_async
+from cbatch.cli.shared import connection_options, json_option, run_async
 from cbatch.errors import JobError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def command(
     with advised():
         answer = run_async(ask())
     if as_json:
-        print_json(as_object(answer))
+        write(orjson.dumps(as_object(answer), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode())
     if not quiet:
         _remark(answer)
 
@@ -89,15 +90,13 @@ async def _stream(api: Client, prompt: str, system: str | None, params: dict[str
                     if thinking:
                         click.echo("\n", err=True)
                         thinking = False
-                    sys.stdout.write(harmless(delta.text) if on_terminal else delta.text)
-                    sys.stdout.flush()
+                    write(harmless(delta.text) if on_terminal else delta.text)
                     last = delta.text
         finally:
             if thinking:
                 click.echo(err=True)
             if not last.endswith("\n"):
-                sys.stdout.write("\n")
-                sys.stdout.flush()
+                write("\n")
         return await stream.answer()
 
 
@@ -130,7 +129,7 @@ def _prompt(argument: str | None, *, quiet: bool) -> str:
     else:
         assert argument is not None
         # A terminal is not waited for, nor what is no input: /dev/null, a socket of a service manager.
-        mode = os.fstat(sys.stdin.fileno()).st_mode if sys.stdin and not sys.stdin.closed else 0
+        mode = os.fstat(sys.stdin.fileno()).st_mode
         piped = stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
         parts = [argument, _stdin(quiet=quiet) if piped else ""]
     text = "\n\n".join(part for part in parts if part.strip())

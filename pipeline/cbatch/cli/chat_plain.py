@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cbatch.cli.advice import advice
-from cbatch.cli.answered import harmless
+from cbatch.cli.answered import harmless, write
 from cbatch.cli.chat_commands import PLAIN_KEYS
 from cbatch.errors import CbatchError
 
@@ -113,7 +113,7 @@ class PlainScreen:
     async def stream(self, deltas: AsyncIterator[Delta], *, reasoning: bool) -> None:
         """Write an answer as it comes, and a newline behind it."""
         if self._answers and not self.interactive:
-            self._write("\n")
+            write("\n")
         self._answers += 1
         last, thinking = "\n", False
         try:
@@ -125,18 +125,18 @@ class PlainScreen:
                     if thinking:
                         click.echo("\n", err=True)
                         thinking = False
-                    self._write(harmless(delta.text) if self._terminal else delta.text)
+                    write(harmless(delta.text) if self._terminal else delta.text)
                     last = delta.text
         finally:
             if thinking:
                 click.echo(err=True)
             if not last.endswith("\n"):
-                self._write("\n")
+                write("\n")
 
     def tell(self, lines: Sequence[str]) -> None:
         """Lines on stdout."""
         for line in lines:
-            self._write(f"{harmless(line) if self._terminal else line}\n")
+            write(f"{harmless(line) if self._terminal else line}\n")
 
     def markdown(self, text: str) -> None:
         """The text as it is."""
@@ -165,7 +165,3 @@ class PlainScreen:
     def _prompt(self, mark: str) -> None:
         if self.interactive:
             click.echo(mark, nl=False, err=True)
-
-    def _write(self, text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()

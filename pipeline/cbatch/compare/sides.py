@@ -93,7 +93,7 @@ def side(evidence: Evidence, codes: Places, prompts: int, *, model: str, level: 
             )
         )
     else:
-        number = evidence.numbers("block")
+        number = evidence.numbers("load_block")
         wanted = [block for block in evidence.measured if block.model == model and block.level == level]
         ours &= np.isin(number, [block.number for block in wanted])
         for block in wanted:

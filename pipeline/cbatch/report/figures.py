@@ -18,7 +18,7 @@ from cbatch.report.windows import Group, cells, flight, groups, share_within
 # The columns that the figures are made of.
 READ = (
     *MEASURES,
-    *("status", "model", "finish_reason", "http_status", "attempts", "block"),
+    *("status", "model", "finish_reason", "http_status", "attempts", "load_block"),
     *("cached_tokens", "reasoning_tokens", "cost_usd", "started_at", "attempts_s", "tainted"),
 )
 

@@ -71,7 +71,7 @@ def groups(evidence: Evidence, figures: Figures, *, trusted: bool = True) -> lis
         if level.ok and (level.reason is None or not trusted):
             rows = evidence.is_("model", level.model)
             if level.level is not None:
-                rows &= evidence.is_("level", level.level)
+                rows &= evidence.is_("load_level", level.level)
             found.append(Group(name=name_of(level, figures), level=level, rows=rows))
     return found
 

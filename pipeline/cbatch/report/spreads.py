@@ -71,7 +71,7 @@ class Spread:
 
 def spreads(evidence: Evidence, parts: list[Group]) -> list[dict[str, Spread]]:
     """The spreads of each group. A column is read once for all groups: it is what costs time in a large run."""
-    blocks = evidence.numbers("block") if any(len(part.blocks) >= MIN_BLOCKS for part in parts) else None
+    blocks = evidence.numbers("load_block") if any(len(part.blocks) >= MIN_BLOCKS for part in parts) else None
     out: list[dict[str, Spread]] = [{} for _ in parts]
     for name in MEASURES:
         column = evidence.numbers(name)

@@ -109,7 +109,7 @@ def _first_tokens(
     share = sum(counts.values()) / sum(many.values())
     tail = next((tail for tail in TAILS if share >= tail[2]), TAILS[-1])
     series, drawn = [], 0
-    blocks = evidence.numbers("block")
+    blocks = evidence.numbers("load_block")
     for number, mask in masks.items():
         mine = mask & have
         if not mine.any():

@@ -41,7 +41,7 @@ def groups(evidence: Evidence, ok: Mask) -> list[Group]:
     keys = sorted({(block.model, block.level, block.unit) for block in evidence.measured})
     by_key = {key: tuple(b for b in evidence.measured if (b.model, b.level, b.unit) == key) for key in keys}
     return [
-        _group(model, level, unit, blocks, evidence.is_("block", *(b.number for b in blocks)), ok)
+        _group(model, level, unit, blocks, evidence.is_("load_block", *(b.number for b in blocks)), ok)
         for (model, level, unit), blocks in by_key.items()
     ]
 
