@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import sys
 import time
 from array import array
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from cbatch import calibrate
@@ -36,52 +38,54 @@ from cbatch.throttle import Throttle
 
 WARMUP_S = 2.0  # where blocks are timed, and the job says nothing
 NEARLY = 0.95  # of what was asked for is all in flight that one may ask for
+FEW_ROWS, FEW_BYTES = 10_000, 16 << 20  # of prompts that are kept; more are read again in every round
+FEW_VALUES = 100_000  # of a block are kept for its medians
 _NUMBERS = {name: COLUMN_INDEX[name] for name, kind, _ in COLUMNS if kind in ("int64", "float64")}
-_ALWAYS = ("ttft_s", "latency_s", "completion_tokens", "cost_usd")
-_TAIL, _LATENCY = COLUMN_INDEX["tail_s"], COLUMN_INDEX["latency_s"]
+_ALWAYS = ("ttft_s", "latency_s")
+_TAIL, _LATENCY, _TOKENS = (COLUMN_INDEX[name] for name in ("tail_s", "latency_s", "completion_tokens"))
 
 
 class Turns:
     """Whose block is next, where several jobs are run in turns: A B, B A, A B.
 
     Every second round goes backwards, so that what drifts in the meantime drifts for all of them alike: with
-    A always first, identical jobs under a steady trend of 2 % a block are told apart 26 times of 100.
+    A always first, identical jobs under a steady trend of 2 % a block are told apart 26 times of 100. Whoever has
+    fewer blocks is next, also where a kill took one. Nobody begins before all are there: reading another job's
+    input would be measured with the block.
     """
 
     def __init__(self) -> None:
-        self._players: list[object] = []
-        self._round: deque[object] = deque()  # who has not had a turn in it yet
-        self._backwards = True
+        self._done: dict[object, int | None] = {}  # blocks; None: has not come for its turn yet
         self._changed = asyncio.Event()
 
     def join(self, player: object) -> None:
         """Take part from now on; all do before the first turn."""
-        self._players.append(player)
+        self._done[player] = None
 
-    async def take(self, player: object) -> None:
-        """Wait for the turn of `player`."""
-        while self._first() is not player:
+    async def take(self, player: object, done: int) -> None:
+        """Wait for the turn of `player`, who has so many blocks behind it: one a round."""
+        self._done[player] = done
+        self._changed.set()
+        while self._next() is not player:
             self._changed.clear()
             await self._changed.wait()
 
     def give(self, player: object) -> None:
-        """The turn of `player` is over."""
-        if self._round and self._round[0] is player:
-            self._round.popleft()
-        self._changed.set()
+        """The turn of `player` is over; it takes the next one, or leaves."""
+        self._done[player] = None
 
     def leave(self, player: object) -> None:
         """No more turns for `player`."""
-        for group in (self._players, self._round):
-            if player in group:
-                group.remove(player)
+        self._done.pop(player, None)
         self._changed.set()
 
-    def _first(self) -> object:
-        if not self._round:
-            self._backwards = not self._backwards
-            self._round.extend(reversed(self._players) if self._backwards else self._players)
-        return self._round[0]
+    def _next(self) -> object | None:
+        known = [(done, player) for player, done in self._done.items() if done is not None]
+        if len(known) < len(self._done):
+            return None
+        done = min(done for done, _ in known)
+        behind = [player for blocks, player in known if blocks == done]
+        return behind[-1 if done % 2 else 0]
 
 
 class LoadRun(Run):
@@ -113,6 +117,7 @@ class LoadRun(Run):
         self._planned = 0  # blocks in all; a search does not know
         self._search: list[dict[str, Any]] = []
         self._asked: dict[str, Iterator[Prompt]] = {}
+        self._few: list[Prompt] | None = None
         if turns is not None:
             turns.join(self)
 
@@ -161,7 +166,22 @@ class LoadRun(Run):
         for block in self._blocks:
             if block["complete"]:
                 self._note(block)
+        if self._stage is not None:
+            self._few = await asyncio.to_thread(self._kept)
         return self._stage is not None or bool(self._uncalibrated())
+
+    def _kept(self) -> list[Prompt] | None:
+        """All prompts, where they are few: to look for 20 of a million rows again in every round blocks the loop."""
+        if self._survey.rows > FEW_ROWS:
+            return None
+        found: list[Prompt] = []
+        size = 0
+        for prompt in islice(self._source.prompts(self._survey, self.job.model[:1]), self._survey.rows):
+            size += len(prompt.raw)
+            if size > FEW_BYTES:
+                return None
+            found.append(prompt)
+        return found
 
     def _report_crash(self) -> None:
         earlier = unknown(self._journal)
@@ -199,16 +219,17 @@ class LoadRun(Run):
         try:
             while self._stage is not None and not self.progress.draining:
                 if self._turns is not None:
-                    await self._turns.take(self)
+                    await self._turns.take(self, sum(block["complete"] for block in self._blocks))
                 try:
                     if not self.progress.draining:
                         await self._run_block(self._stage, senders[self._stage.model], ledger)
                 finally:
                     if self._turns is not None:
                         self._turns.give(self)
-            if self._turns is not None:
-                await self._turns.take(self)
-            await self._calibrate()
+            if not self.progress.draining:
+                if self._turns is not None:
+                    await self._turns.take(self, sys.maxsize)  # when nobody measures any more
+                await self._calibrate()
         finally:
             if self._turns is not None:
                 self._turns.leave(self)
@@ -282,12 +303,11 @@ class LoadRun(Run):
     def _prompts(self, model: str) -> Iterator[Prompt]:
         """The input from its beginning, again and again; `sample` counts how often a prompt was asked."""
         while True:
-            for place, prompt in enumerate(self._source.prompts(self._survey, (model,))):
-                if place == len(self._uses):  # rows that were appended since: they are of the next run
-                    break
-                prompt.sample = self._uses[place]
+            prompts = self._few if self._few is not None else self._source.prompts(self._survey, (model,))
+            # Not the rows that were appended since: they are of the next run.
+            for place, prompt in enumerate(islice(prompts, len(self._uses))):
                 self._uses[place] += 1
-                yield prompt
+                yield replace(prompt, model=model, sample=self._uses[place] - 1)
 
     @property
     def meter(self) -> Meter:
@@ -401,7 +421,9 @@ class _Block:
         self._flying_s = 0.0  # on the wire in the measured window, summed over requests
         needed = {*_ALWAYS, *(gate.metric for gate in gates_of(load))} & _NUMBERS.keys()
         self._values: dict[str, array[float]] = {name: array("d") for name in needed}
+        self._most_values = sys.maxsize if load.mode == "search" else FEW_VALUES  # a search is judged by all of them
         self._requests = self._failed = self._in_time = 0
+        self._completed = self._completed_tokens = 0  # answers that ended in the measured window, whenever sent
         self._has_begun = False
         self.ended: float | None = None  # when the measured window was over, or is going to be
         self._timer: asyncio.TimerHandle | None = None
@@ -446,7 +468,7 @@ class _Block:
                     self._start_measuring()
             self._issued += 1
         timeline = Timeline(
-            ready=now,
+            ready=max(now, due),  # a worker has its request before that is due
             scheduled=due if self._open else None,
             block=self._number,
             level=self._level,
@@ -471,6 +493,9 @@ class _Block:
             end = sent + latency_s + (row[_TAIL] or 0.0) if latency_s is not None else self._run.clock()
             window = self.ended if self.ended is not None else self._until
             self._flying_s += max(min(end, window) - max(sent, self._from), 0.0)
+            if made.ok and self._from <= end <= window:
+                self._completed += 1
+                self._completed_tokens += row[_TOKENS] or 0
         if timeline.phase != "measure":
             return
         self._requests += 1
@@ -478,7 +503,7 @@ class _Block:
         self._in_time += timeline.first_sent is not None and timeline.first_sent <= self._until
         if made.ok:
             for name, values in self._values.items():
-                if (value := row[_NUMBERS[name]]) is not None:
+                if (value := row[_NUMBERS[name]]) is not None and len(values) < self._most_values:
                     values.append(value)
 
     def found(self, *, complete: bool) -> dict[str, Any]:
@@ -504,6 +529,8 @@ class _Block:
             "requests": self._requests,
             "failed": self._failed,
             "rate_limited": self._rate_limited,
+            "completed": self._completed,
+            "completed_tokens": self._completed_tokens,
             "in_flight": round(self._flying_s / seconds, 2) if seconds else 0.0,
             "starved_s": round(self._starved_s, 3),
             "cpu_s": round(self._cpu_s, 3) if self._cpu_s is not None else None,
@@ -518,7 +545,7 @@ class _Block:
                 requests=self._requests,
                 failed=self._failed,
                 rate_limited=self._rate_limited,
-                seconds=seconds,
+                per_s=(self._completed / seconds, self._completed_tokens / seconds) if seconds else (0.0, 0.0),
                 held=paced_s / (paced_s + self._flying_s) if paced_s else 0.0,
                 late=1 - self._in_time / self._requests if self._requests and self._open else 0.0,
             )
@@ -528,6 +555,7 @@ class _Block:
         """The warm-up is over: from here on it counts."""
         meter = self._run.meter
         self._flying_s = 0.0
+        self._completed = self._completed_tokens = 0
         self._paced_s = self._run.progress.activity.pace_wait_s
         self._lags = meter.stretch = Lags()
         meter.wanted = None if self._open else NEARLY * self._stage.level

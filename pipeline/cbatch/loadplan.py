@@ -120,11 +120,13 @@ def judge(
     requests: int,
     failed: int,
     rate_limited: int,
-    seconds: float,
+    per_s: tuple[float, float],
     held: float = 0.0,
     late: float = 0.0,
 ) -> str | None:
-    """Why a block does not pass; None if it does. `values` are of its answers, by column.
+    """Why a block does not pass; None if it does.
+
+    `values` are of its answers, by column; `per_s` is how many ended in a second, and their tokens.
 
     A 429 is a no, whatever is demanded: that load is not the account's. So is a load that was not delivered:
     `held` is the share of the requests' time in which they waited for the account's limits, `late` the share
@@ -142,8 +144,8 @@ def judge(
         "errors": float(failed),
         "rate_limited": float(rate_limited),
         "cost_usd": math.fsum(values.get("cost_usd", ())),
-        "completed_per_s": (requests - failed) / max(seconds, 1e-9),
-        "output_tokens_per_s": math.fsum(values.get("completion_tokens", ())) / max(seconds, 1e-9),
+        "completed_per_s": per_s[0],
+        "output_tokens_per_s": per_s[1],
     }
     for gate in demands:
         if gate.metric in run:

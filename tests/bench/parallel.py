@@ -15,6 +15,7 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -25,12 +26,15 @@ from tests.bench.slow_server import slow_server
 CLIENTS = Path(__file__).with_name("parallel_clients.py")
 IN_FLIGHT, FEW = 1_000, 64
 GOAL_TIMES, GOAL_KB = 10.0, 100.0
+THREADS_DO = 30  # prompts each: 5,000 by 20 threads would take minutes and measure the same
 SIDES = [
     ("cbatch chat_parallel", "library", IN_FLIGHT),
     ("cbatch AsyncCerebras", "dropin-async", IN_FLIGHT),
     ("cbatch Cerebras, 100 threads", "dropin-sync", 100),
     ("cbatch Cerebras, 20 threads", "dropin-sync", 20),
     ("SDK AsyncCerebras", "sdk-async", IN_FLIGHT),
+    ("SDK, its own 100 connections", "sdk-default", IN_FLIGHT),
+    ("SDK on aiohttp", "sdk-aiohttp", IN_FLIGHT),
     ("SDK Cerebras, 100 threads", "sdk-sync", 100),
     ("SDK Cerebras, 20 threads", "sdk-sync", 20),
 ]
@@ -60,27 +64,31 @@ def main(prompts: int, repeats: int, answer_s: float, most: int, source: Path) -
         folder = Path(name)
         cpu: dict[str, list[float]] = {label: [] for label, _, _ in SIDES}
         memory: dict[str, list[float]] = {label: [] for label, _, _ in SIDES}
-        seconds: dict[str, list[float]] = {label: [] for label, _, _ in SIDES}
-        for _, client, _ in SIDES:  # compiles what is not compiled yet
+        per_s: dict[str, list[float]] = {label: [] for label, _, _ in SIDES}
+        sides = [side for side in SIDES if side[1] != "sdk-aiohttp" or find_spec("httpx_aiohttp")]
+        for _, client, _ in sides:  # compiles what is not compiled yet
             ask(folder, url, client, FEW, FEW, source)
         for _ in range(repeats):
-            for label, client, in_flight in SIDES:
+            for label, client, in_flight in sides:
                 few = max(2 * in_flight, 200)  # every connection is open in the short run, too
-                short, long = (ask(folder, url, client, number, in_flight, source) for number in (few, prompts))
-                cpu[label].append((long.cpu_s - short.cpu_s) / (prompts - few) * 1e6)
-                seconds[label].append(long.wall_s)
+                many = min(prompts, THREADS_DO * in_flight)
+                short, long = (ask(folder, url, client, number, in_flight, source) for number in (few, many))
+                cpu[label].append((long.cpu_s - short.cpu_s) / (many - few) * 1e6)
+                per_s[label].append((many - few) / (long.wall_s - short.wall_s))
                 if in_flight == IN_FLIGHT:
                     high, low = (ask(folder, url, client, number, number, source) for number in (IN_FLIGHT, FEW))
                     memory[label].append((high.peak_bytes - low.peak_bytes) / (IN_FLIGHT - FEW) / 1e3)
         print(f"{prompts:,} prompts, answers after {answer_s:g} s, {repeats} repeats, medians\n")
-        print(f"{'':<29} {'in flight':>9} {'µs/request':>10} {'of the SDK':>10} {'seconds':>7} {'KB in flight':>12}")
+        print(
+            f"{'':<29} {'in flight':>9} {'µs/request':>10} {'of the SDK':>10} {'requests/s':>10} {'KB in flight':>12}"
+        )
         base = statistics.median(cpu["SDK AsyncCerebras"])
-        for label, _, in_flight in SIDES:
+        for label, _, in_flight in sides:
             own = statistics.median(cpu[label])
             kept = f"{statistics.median(memory[label]):>12.1f}" if memory[label] else f"{'':>12}"
             print(
                 f"{label:<29} {in_flight:>9,} {own:>10.0f} {f'1/{base / own:.1f}':>10} "
-                f"{statistics.median(seconds[label]):>7.1f} {kept}",
+                f"{statistics.median(per_s[label]):>10,.0f} {kept}",
                 flush=True,
             )
         times = base / statistics.median(cpu["cbatch chat_parallel"])

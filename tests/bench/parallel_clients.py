@@ -4,7 +4,8 @@
 
 CLIENT: library (cbatch.Client.chat_parallel), dropin-async, dropin-sync (cbatch.AsyncCerebras, Cerebras),
 sdk-async, sdk-sync (cerebras-cloud-sdk). Synchronous clients have IN_FLIGHT threads, asynchronous ones a
-semaphore. The official client gets as many connections as requests: its own default is 100.
+semaphore. The official client gets as many connections as requests; sdk-default keeps its own 100, and
+sdk-aiohttp is what its README advises for many requests.
 """
 
 from __future__ import annotations

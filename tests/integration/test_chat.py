@@ -6,7 +6,9 @@ import json
 import os
 import re
 import signal
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +242,7 @@ def test_an_answer_that_breaks_off_is_told_and_the_chat_goes_on(chat: Open, sims
 
 
 def test_an_answer_that_was_cut_says_so(chat: Open) -> None:
-    terminal = chat("--max-tokens", "50")
+    terminal = chat("--max-tokens", "50", size=(120, 24))
     terminal.expect_prompt()
     terminal.say("Say something long")
     terminal.expect("cut: the answer reached the most tokens it may have")
@@ -334,6 +336,20 @@ def test_a_wrong_key_is_told_before_anything_is_typed(chat: Open) -> None:
     assert "Wrong API Key" in terminal.text
     assert "CEREBRAS_API_KEY" in terminal.text
     assert terminal.settings_are_back()
+
+
+def test_ctrl_c_while_the_server_says_nothing_at_the_start(forking: Forking, tmp_path: Path) -> None:
+    """Not even its list of models: the chat begins without."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        command = ["chat", "--base-url", f"http://127.0.0.1:{server.getsockname()[1]}"]
+        with closing(Terminal(forking, command, tmp_path, key=KEY)) as terminal:
+            connection, _ = server.accept()
+            with connection:
+                terminal.type("ctrl-c")
+                terminal.expect("stopped")
+                terminal.expect_prompt()
+                terminal.type("ctrl-d")
+                assert terminal.wait().code == 0
 
 
 def test_a_pipe_is_a_message_a_line_and_stdout_is_answers(sim: Sim, cbatch: Callable[..., Result]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cbatch.sdk import APIConnectionError, AsyncCerebras, Cerebras, NotFoundError
+from cbatch.sdk import APIConnectionError, AsyncCerebras, Cerebras, NotFoundError, RateLimitError
 from tests.integration.conftest import PIPELINE, Sim, wait_for
 from tests.integration.sdk_sides import ASK, KEY, chunk, events, http, scripted
 
@@ -128,7 +128,7 @@ async def test_it_works_over_the_other_transport(sim: Sim, monkeypatch: pytest.M
     async with AsyncCerebras(api_key=KEY, base_url=sim.url, warm_tcp_connection=False) as client:
         stream = await client.chat.completions.create(**ASK, stream=True)
         assert stream.response.headers["content-type"].startswith("text/event-stream")
-        assert "".join([part.choices[0].delta.content or "" async for part in stream])  # type: ignore[index,union-attr]
+        assert "".join([part.choices[0].delta.content or "" async for part in stream])
         stream = await client.chat.completions.create(**ASK, stream=True)
         await anext(stream)
         await stream.close()
@@ -260,6 +260,31 @@ async def test_requests_wait_for_the_accounts_limits(sims: Callable[..., Sim]) -
                     group.create_task(client.chat.completions.create(**ASK, seed=number, max_completion_tokens=50))
                 )
     assert all(answer.result().choices for answer in answers)
+
+
+def test_a_day_that_is_used_up_is_not_waited_for(sims: Callable[..., Sim]) -> None:
+    """Hours would look like a hang: the server's own refusal is handed over instead."""
+    sim = sims("--speed", "inf", "--rpd", "3", "--headers", "extended")
+    with client_of(sim, max_retries=0) as client:
+        for _ in range(3):
+            client.chat.completions.create(**ASK)
+        with pytest.raises(RateLimitError, match="Requests per day"):
+            client.chat.completions.create(**ASK)
+
+
+async def test_whoever_is_cancelled_in_the_queue_gives_his_place_back(sims: Callable[..., Sim]) -> None:
+    sim = sims("--speed", "inf", "--rpm", "60", "--clock-rate", "20", "--headers", "extended")
+    async with AsyncCerebras(api_key=KEY, base_url=sim.url, warm_tcp_connection=False) as client:
+        await client.chat.completions.create(**ASK)
+        tasks = [asyncio.create_task(client.chat.completions.create(**ASK, seed=number)) for number in range(200)]
+        await asyncio.sleep(0.3)
+        for task in tasks[10:]:
+            task.cancel()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(one, asyncio.CancelledError) or one.choices for one in found)  # type: ignore[union-attr]
+        (here,) = client._core._here.values()
+        (lane,) = here.lanes.values()
+        assert (len(lane._gate), lane._gate.pacer.in_flight) == (0, 0)
 
 
 def test_a_refusal_is_waited_out() -> None:

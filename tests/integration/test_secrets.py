@@ -226,7 +226,7 @@ def test_the_terminal_shows_no_key(job: JobFolder, echo: Echo) -> None:
     reader = threading.Thread(target=read)
     reader.start()
     onto = f"for fd in (1, 2): os.dup2(os.open({os.ttyname(theirs)!r}, os.O_RDWR | os.O_NOCTTY), fd)\n"
-    slow = "import time, cbatch.client as c\nreal = c.read_error\n"
+    slow = "import time, cbatch.replies as c\nreal = c.read_error\n"
     slow += "def read_error(reply):\n    time.sleep(0.05)\n    return real(reply)\nc.read_error = read_error\n"
     result = job.execute(key=KEY, to=echo.url, first=onto + slow)
     os.close(theirs)

@@ -167,7 +167,7 @@ VALUES = {
 
 
 def judged(*demands: str, **known: Any) -> str | None:
-    about: dict[str, Any] = {"requests": 100, "failed": 0, "rate_limited": 0, "seconds": 10.0} | known
+    about: dict[str, Any] = {"requests": 100, "failed": 0, "rate_limited": 0, "per_s": (10.0, 500.0)} | known
     return judge([parse(text) for text in demands], about.pop("values", VALUES), **about)
 
 

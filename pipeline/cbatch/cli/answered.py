@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ def write(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as exc:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python's flush at exit fails once more, with exit code 120
         raise RunStopped(f"stdout cannot be written: {exc.strerror}") from None
 
 

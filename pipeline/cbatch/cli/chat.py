@@ -67,7 +67,14 @@ def command(
             Client(sim=sim, base_url=base_url, api_key_file=api_key_file, attempts=ATTEMPTS) as api,
             Conversations(api) as conversations,
         ):
-            talk = Talk(conversations, model=model or DEFAULT_MODEL, system=system, params=params, reasoning=shown)
+            talk = Talk(
+                conversations,
+                model=model or DEFAULT_MODEL,
+                system=system,
+                params=params,
+                reasoning=shown,
+                simulated=sim,
+            )
             with _screen(talk, fancy=fancy, quiet=quiet) as screen:
                 return await _talk(talk, screen, session_id, model)
 

@@ -37,8 +37,10 @@ class Talk:
         system: str | None,
         params: dict[str, Any],
         reasoning: bool,
+        simulated: bool = False,
     ) -> None:
         self._conversations = conversations
+        self._where = " (simulated)" if simulated else ""
         self._screen: Screen
         self._model, self._system, self._params = model, system, params
         self._reasoning = reasoning
@@ -58,7 +60,7 @@ class Talk:
         if session_id is not None:
             await self._resume(session_id, model)
         if screen.interactive:
-            await self._greet()
+            await self._stoppable(self._greet())
         while (line := await screen.read()) is not None:
             if not line.strip():
                 continue
@@ -74,7 +76,7 @@ class Talk:
 
     def status(self) -> str:
         """One line, for below the input."""
-        parts = [self._model]
+        parts = [self._model + self._where]
         if self._session is not None:
             parts += [self._session, plural(self._turns, "message")]
         if self._cost_usd:
@@ -125,19 +127,20 @@ class Talk:
         self._system = self._system if self._system is not None else session.system
         await self._count()
 
-    async def _greet(self) -> None:
+    async def _greet(self) -> bool:
         """Say where we are. Raises what a wrong key or model does: better now than after a page was typed."""
         await self._check(self._model)
         screen = self._screen
-        screen.note(f"{self._model} · /help shows the commands · Ctrl-D leaves")
+        screen.note(f"{self._model}{self._where} · /help shows the commands · Ctrl-D leaves")
         if self._session is None:
-            return
+            return True
         screen.note(f"session {self._session} goes on, after {plural(self._turns, 'message')}")
         for message in await self._conversations.get_chat_history(self._session, SHOWN_MESSAGES):
             if message.role == "user":
                 screen.typed(message.content)
             else:
                 screen.markdown(message.content)
+        return True
 
     # -- messages ------------------------------------------------------------------------------------
 
@@ -252,7 +255,9 @@ class Talk:
         self._screen.tell(lines)
 
     async def _summarize_command(self, _: str) -> None:
-        text = await self._conversations.summarize_conversation(self._started("summarize"))
+        session = self._started("summarize")
+        self._screen.note("summarizing…")
+        text = await self._conversations.summarize_conversation(session)
         self._screen.markdown(text)
         await self._count()
 

@@ -46,6 +46,7 @@ async def _on_terminal(runs: Sequence[Run], *, simulated: bool) -> None:
     # tqdm's own rate counts what earlier sessions did; ours are passed in instead.
     with tqdm(
         total=1,  # until the input is read
+        desc=runs[0].job.name[:30],
         bar_format=BATCH,
         dynamic_ncols=True,
         leave=False,

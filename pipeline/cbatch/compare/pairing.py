@@ -257,8 +257,13 @@ def _rate(measure: Measure, a: Side, b: Side, design: Design) -> Difference:
     sizes = (len(a.answered), len(b.answered))
     rates = []
     for side in (a, b):
-        done = np.ones(len(side.codes)) if measure.name == "completed_per_s" else side.numbers("completion_tokens")
-        per_s = [float(np.nansum(done[s.answered])) / max(s.ended_s - s.begun_s, 1e-9) for s in side.stretches]
+        is_count = measure.name == "completed_per_s"
+        each = np.ones(len(side.codes)) if is_count else side.numbers("completion_tokens")
+        per_s = []
+        for s in side.stretches:
+            counted = s.completed if is_count else s.completed_tokens
+            done = float(np.nansum(each[s.answered])) if counted is None else counted
+            per_s.append(done / max(s.ended_s - s.begun_s, 1e-9))
         rates.append(np.array(per_s))
     values = [float(np.median(one)) for one in rates]
     change = None

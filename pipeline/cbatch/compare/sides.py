@@ -28,6 +28,8 @@ class Stretch:
     begun_s: float  # since the epoch
     ended_s: float
     answered: Places  # rows of the answers
+    completed: int | None = None  # answers that ended in it; None: nobody counted
+    completed_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -106,6 +108,8 @@ def side(evidence: Evidence, codes: Places, prompts: int, *, model: str, level: 
                     begun_s=begun_s,
                     ended_s=begun_s + block.measured_s,
                     answered=np.flatnonzero(here & ours & ok),
+                    completed=block.completed,
+                    completed_tokens=block.completed_tokens,
                 )
             )
             bursts.append(int((here & ours & ~ok).sum()))

@@ -64,7 +64,7 @@ def health(
         overhead_p50_s=max((found.p50 for found in overheads), default=None),
         overhead_p99_s=max((found.p99 for found in overheads), default=None),
         cpu_share=max(cpu, default=None),
-        delivered=_delivered(part, in_flight),
+        delivered=_delivered(evidence, part, in_flight),
         starved_share=sum(block.starved_s for block in blocks) / measured_s if measured_s else None,
         speed_ratio=_speed_ratio(evidence, part) if client and server else None,
         tainted_share=float(tainted.mean()) if len(tainted) else None,
@@ -80,16 +80,19 @@ def _is_planned(evidence: Evidence) -> bool:
     return evidence.load is not None and isinstance(params.get("max_completion_tokens"), int)
 
 
-def _delivered(part: Group, in_flight: float | None) -> float | None:
+def _delivered(evidence: Evidence, part: Group, in_flight: float | None) -> float | None:
     """The load that was there as a share of the one asked for; None for a batch, which asks for none."""
     if not part.level:
         return None
     if part.unit == "in flight":
         return in_flight / part.level if in_flight is not None else None
-    seconds = sum(block.measured_s for block in part.blocks)
+    # What is due in a block is sent, however late: what is sent after its measured window was not delivered in it.
+    sent, number = evidence.numbers("started_at")[part.rows], evidence.numbers("load_block")[part.rows]
+    late = sum(int((sent[number == b.number] > b.measured_from + b.measured_s).sum()) for b in part.blocks)
     # Arrivals are random: what chance alone takes away (three standard deviations) is not missing.
-    due = part.level * seconds
-    return min(1.0, (len(part.rows) + 3 * due**0.5) / due) if due else None
+    due = part.level * sum(block.measured_s for block in part.blocks)
+    drawn = min(1.0, (len(part.rows) + 3 * due**0.5) / due) if due else 1.0
+    return drawn * (1 - late / len(part.rows)) if len(part.rows) else None
 
 
 def _speed_ratio(evidence: Evidence, part: Group) -> float | None:

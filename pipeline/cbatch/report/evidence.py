@@ -59,6 +59,8 @@ class Block:
     requests: int
     failed: int
     rate_limited: int
+    completed: int | None  # answers that ended in the measured window, those of the warm-up included
+    completed_tokens: int | None
     in_flight: float | None
     starved_s: float
     cpu_s: float | None
@@ -234,6 +236,8 @@ def _block(entry: Mapping[str, Any]) -> Block:
         requests=entry.get("requests") or 0,
         failed=entry.get("failed") or 0,
         rate_limited=entry.get("rate_limited") or 0,
+        completed=entry.get("completed"),
+        completed_tokens=entry.get("completed_tokens"),
         in_flight=entry.get("in_flight"),
         starved_s=entry.get("starved_s") or 0.0,
         cpu_s=entry.get("cpu_s"),

@@ -210,25 +210,34 @@ def _system_of_blocks(part: Group, blocks: tuple[Block, ...], sent: Floats, ende
     steady_s = sum(block.measured_s for block in blocks)
     begin = min(block.started_at.timestamp() for block in blocks)
     end = max(block.measured_from + block.measured_s for block in blocks)
-    # With a warm-up as many requests are on the wire when the window opens as when it closes, so those sent
-    # in it are as many as those that ended in it. Without one it opens with nothing on the wire.
-    counted = np.ones(len(sent), dtype=bool)
-    for block in blocks:
-        if not block.warmup_s:
-            window_end = block.measured_from + block.measured_s
-            counted &= ~((sent >= block.measured_from) & (sent < window_end) & (ended > window_end + 1e-3))
+    completed, out = _completed(blocks, sent, ended, tokens)
     in_flight = [(block.in_flight, block.measured_s) for block in blocks if block.in_flight is not None]
     weight = sum(seconds for _, seconds in in_flight)
     return System(
         steady_s=steady_s,
         whole_s=end - begin,
-        output_tokens_per_s=_per(float(tokens[counted].sum()), steady_s),
+        output_tokens_per_s=_per(out, steady_s),
         output_tokens_per_s_whole=_per(float(tokens.sum()), end - begin),
-        completed_per_s=_per(int(counted.sum()), steady_s),
+        completed_per_s=_per(completed, steady_s),
         completed_per_s_whole=_per(len(sent), end - begin),
         in_flight=sum(count * seconds for count, seconds in in_flight) / weight if weight else None,
         in_flight_whole=flight(sent, ended).mean(begin, end),
     )
+
+
+def _completed(blocks: tuple[Block, ...], sent: Floats, ended: Floats, tokens: Floats) -> tuple[float, float]:
+    """How many answers, and tokens of answers, ended in the measured windows of blocks."""
+    known = [(b.completed, b.completed_tokens) for b in blocks if None not in (b.completed, b.completed_tokens)]
+    if len(known) == len(blocks):
+        return float(sum(n or 0 for n, _ in known)), float(sum(n or 0 for _, n in known))
+    # Nobody counted, and rows of the warm-up are not here. With one, as many requests are on the wire when the
+    # window opens as when it closes: those sent in it stand for those that ended in it. Not without one.
+    counted = np.zeros(len(sent), dtype=bool)
+    for block in blocks:
+        window_end = block.measured_from + block.measured_s
+        last = sent if block.warmup_s else ended
+        counted |= (sent >= block.measured_from - 1e-3) & (last <= window_end + 1e-3)
+    return float(counted.sum()), float(tokens[counted].sum())
 
 
 def _per(count: float, seconds: float) -> float | None:

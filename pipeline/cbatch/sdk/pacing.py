@@ -25,6 +25,9 @@ from cbatch.send import HEADERS_S
 from cbatch.sizes import Sizes
 from cbatch.transport import Endpoint
 
+PATIENCE_S = 90.0  # more than the quota of a minute ever makes anybody wait who is first in the queue
+LOOK_AGAIN_S = 5.0  # while it waits
+
 
 class Lane:
     """The waiting room of one model in one loop."""
@@ -67,13 +70,41 @@ class Lane:
         )
 
     async def enter(self, request: Request) -> Cost | None:
-        """Wait for a permit. None: by what is known it never fits, so the server shall say so itself."""
+        """Wait for a permit. None: it never fits, or not for long, so the server shall say so itself."""
         cost = self._sizes.cost(request)
+        gate = self._gate
         try:
-            await self._gate.enter(cost)
+            if not len(gate) and gate.pacer.is_free(self._loop.time()):
+                await gate.enter(cost)  # at once
+                return cost
+            if self._far_off(cost):
+                return None
+            return cost if await self._patiently(cost) else None
         except NeverFits:
             return None
-        return cost
+
+    async def _patiently(self, cost: Cost) -> bool:
+        """Wait in the queue; False: it turned out to be too long. Raises NeverFits."""
+        entering = asyncio.ensure_future(self._gate.enter(cost))
+        try:
+            while not entering.done():
+                await asyncio.wait([entering], timeout=LOOK_AGAIN_S)
+                if not entering.done() and self._far_off(cost):
+                    entering.cancel()
+                    return False
+        except BaseException:  # cancelled, or never fits
+            if not entering.cancel() and entering.exception() is None:
+                self._gate.never_sent(cost)  # it was admitted meanwhile
+            raise
+        entering.result()
+        return True
+
+    def _far_off(self, cost: Cost) -> bool:
+        """Whether not even the first in the queue goes soon: the quota of an hour or a day is used up."""
+        now = self._loop.time()
+        with self._account or nullcontext():
+            ready = self._gate.pacer.ready_at(now, cost)
+        return now + PATIENCE_S < ready < float("inf")
 
     def answered(
         self,
