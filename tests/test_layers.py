@@ -42,7 +42,7 @@ HOMES = {
     "prometheus_client": {"metrics"},
     "prompt_toolkit": {"cli"},
     "pyarrow": {"source", "formats", "parquet"},
-    "pydantic": {"job", "jobfile", "joberrors", "verify", "library"},
+    "pydantic": {"job", "jobfile", "joberrors", "verify", "library", "sdk"},
     "rich": {"cli"},
     "scipy": {"compare"},
     "sqlite3": {"journal", "conversations"},

@@ -93,6 +93,33 @@ async def test_a_cancelled_request_is_not_waited_for(sims: Callable[..., Sim]) -
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+def test_closing_tells_whoever_waits(sims: Callable[..., Sim]) -> None:
+    """At once, and without another try."""
+    sim = sims("--speed", "inf", "--fault", "slow_first_byte=1", "--slow-s", "30")
+    client = client_of(sim)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(client.chat.completions.create, **ASK, stream=streamed) for streamed in (False, True)]
+        wait_for(lambda: sim.requests == 2, "both to be sent")
+        client.close()
+        for one in waiting:
+            assert isinstance(one.exception(timeout=1.0), APIConnectionError)
+    assert sim.requests == 2
+
+
+def test_closing_tells_whoever_waits_for_quota(sims: Callable[..., Sim]) -> None:
+    sim = sims("--speed", "inf", "--rpm", "6", "--headers", "extended")
+    client = client_of(sim)
+    client.chat.completions.create(**ASK)
+    with ThreadPoolExecutor(20) as pool:
+        waiting = [pool.submit(client.chat.completions.create, **ASK, seed=number) for number in range(20)]
+        (here,) = client._core._here.values()
+        wait_for(lambda: any(len(lane._entering) > 5 for lane in here.lanes.values()), "some to wait")
+        client.close()
+        ended = [one.exception(timeout=5.0) for one in waiting]
+    assert sum(isinstance(one, APIConnectionError) for one in ended) > 5
+    assert all(one is None or isinstance(one, APIConnectionError) for one in ended)
+
+
 def test_a_stream_that_nobody_reads_is_ended() -> None:
     """Its request is cancelled when the stream is forgotten: the server sees the connection end."""
     with scripted(events(chunk({"content": "a"}), end=b""), hold=True) as (url, asked):

@@ -97,7 +97,7 @@ class _Here:
             self.wire.close()
 
     async def aclose(self) -> None:
-        """Close connections, give the shared budgets back."""
+        """Close connections, send away who waits."""
         await self._keeper.aclose()
         await self.wire.aclose()
 
@@ -124,7 +124,10 @@ class Core:
         began = loop.time()
         tried = 0
         while True:
-            cost = await lane.enter(priced) if lane and priced else None
+            try:
+                cost = await lane.enter(priced) if lane and priced else None
+            except NoAnswer as exc:
+                raise _translated(exc, ask, None) from exc
             tried += 1
             sent_at = loop.time()
             reply: Reply | None = None
@@ -171,7 +174,7 @@ class Core:
                 rng=self._rng,
             )
             held = lane.failed(cost, error, decision, sent_at) if lane else False
-            if not isinstance(decision, retry.RetryAfter):
+            if self.closed or not isinstance(decision, retry.RetryAfter):
                 raise _translated(error, ask, reply) from error
             if not held:
                 await asyncio.sleep(decision.seconds or retry.FIRST_BACKOFF_S)

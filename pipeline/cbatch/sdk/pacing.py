@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 from cbatch import catalog, ratelimits
 from cbatch.account import Account, name_of
-from cbatch.errors import APIError, APIStatusError, APIUnreachableError, RateLimitError
+from cbatch.errors import APIConnectionError, APIError, APIStatusError, APIUnreachableError, RateLimitError
 from cbatch.fleet import UNKNOWN_CEILING_TOKENS
 from cbatch.gate import Gate
 from cbatch.pace import Cost, NeverFits, Pacer, Used
@@ -37,14 +38,16 @@ class Lane:
         self._loop = asyncio.get_running_loop()
         self._account: Account | None = None
         if accounts is not None:
-            try:
+            with suppress(OSError):  # a home that cannot be written to: this process keeps its own
                 self._account = Account(accounts / name_of(endpoint.base_url, endpoint.key, model))
-            except OSError:
-                self._account = None  # a home that cannot be written to: this process keeps its own
         with self._account or nullcontext():
             floats: Any = self._account.floats if self._account else None
             pacer = Pacer(now=self._loop.time(), floats=floats)
         self._gate = Gate(pacer, account=self._account)
+        if self._account is not None:
+            # Not before: what is under way when a client is closed still books what it used, and timers ring.
+            finalize(self._gate, self._account.close).atexit = False
+        self._entering: set[asyncio.Task[None]] = set()
         card = catalog.card(model)
         ceiling = card.max_output_tokens if card else UNKNOWN_CEILING_TOKENS
         self._default = min(DEFAULT_RESERVE_TOKENS, ceiling)
@@ -53,10 +56,9 @@ class Lane:
         self._headers_read_at = float("-inf")
 
     def close(self) -> None:
-        """Give the shared budget back."""
-        if self._account is not None:
-            self._account.close()
-            self._account = None
+        """Nobody need wait any more."""
+        for entering in self._entering:
+            entering.cancel()
 
     def request(self, body: bytes, limit_tokens: int | None, answers: int) -> Request:
         """What the pacer has to know of a request; `answers` is its `n`."""
@@ -70,7 +72,10 @@ class Lane:
         )
 
     async def enter(self, request: Request) -> Cost | None:
-        """Wait for a permit. None: it never fits, or not for long, so the server shall say so itself."""
+        """Wait for a permit. None: it never fits, or not for long, so the server shall say so itself.
+
+        Raises APIConnectionError if the client is closed meanwhile.
+        """
         cost = self._sizes.cost(request)
         gate = self._gate
         try:
@@ -86,6 +91,7 @@ class Lane:
     async def _patiently(self, cost: Cost) -> bool:
         """Wait in the queue; False: it turned out to be too long. Raises NeverFits."""
         entering = asyncio.ensure_future(self._gate.enter(cost))
+        self._entering.add(entering)
         try:
             while not entering.done():
                 await asyncio.wait([entering], timeout=LOOK_AGAIN_S)
@@ -93,9 +99,13 @@ class Lane:
                     entering.cancel()
                     return False
         except BaseException:  # cancelled, or never fits
-            if not entering.cancel() and entering.exception() is None:
+            if not entering.cancel() and not entering.cancelled() and entering.exception() is None:
                 self._gate.never_sent(cost)  # it was admitted meanwhile
             raise
+        finally:
+            self._entering.discard(entering)
+        if entering.cancelled():
+            raise APIConnectionError("the client was closed while the request waited for quota")
         entering.result()
         return True
 
