@@ -45,6 +45,17 @@ _ALWAYS = ("ttft_s", "latency_s")
 _TAIL, _LATENCY, _TOKENS = (COLUMN_INDEX[name] for name in ("tail_s", "latency_s", "completion_tokens"))
 
 
+# Why answers in a folder are not of this load run, by what the journal keeps.
+_DIFFERENT = {
+    "batch": "a batch, not of a load run",
+    "recipe": "another job (its model, prompt, params or load were edited, --repeat included)",
+    "travel": "another params.stream",
+    "source": "another input",
+    "rows": "another --limit",
+    "endpoint": "another endpoint",
+}
+
+
 class Turns:
     """Whose block is next, where several jobs are run in turns: A B, B A, A B.
 
@@ -145,8 +156,15 @@ class LoadRun(Run):
         }
         held = journal.get("load")
         if done + failed and (held is None or any(held.get(key) != value for key, value in mine.items())):
+            other = (
+                _DIFFERENT["batch"]
+                if held is None
+                else " and ".join(
+                    words for key, words in _DIFFERENT.items() if key in mine and held.get(key) != mine[key]
+                )
+            )
             raise JobError(
-                f"{self.folder.path}: holds the answers of another job, load, input or endpoint",
+                f"{self.folder.path}: holds the answers of {other}",
                 hint="--output DIR starts beside it; --fresh deletes it and starts over",
             )
         self._resume = _Held(done + failed)  # type: ignore[assignment]
@@ -168,7 +186,7 @@ class LoadRun(Run):
                 self._note(block)
         if self._stage is not None:
             self._few = await asyncio.to_thread(self._kept)
-        return self._stage is not None or bool(self._uncalibrated())
+        return self._more_to_do
 
     def _kept(self) -> list[Prompt] | None:
         """All prompts, where they are few: to look for 20 of a million rows again in every round blocks the loop."""
@@ -194,7 +212,7 @@ class LoadRun(Run):
 
     @property
     def _more_to_do(self) -> bool:
-        return self._stage is not None
+        return self._stage is not None or bool(self._uncalibrated())
 
     def _judged(self) -> tuple[int, int]:
         """Warm-ups, blocks without an end and loads that a search refused do not decide how a run ends."""
@@ -398,7 +416,8 @@ class _Block:
         self._duration_s = load.duration_s or (SEARCH_S if load.mode == "search" and not load.requests else None)
         self._most = load.requests or (None if self._duration_s else len(offsets) or run.rows)
         # Where blocks are counted and not timed, so is the warm-up: once around, for connections and caches.
-        self._warming = 0 if self._open or self._duration_s or load.warmup_s is not None else int(stage.level)
+        once = min(int(stage.level), self._most or int(stage.level))
+        self._warming = 0 if self._open or self._duration_s or load.warmup_s is not None else once
         self._warmup_s = load.warmup_s if load.warmup_s is not None else 0.0 if self._warming else WARMUP_S
         self._window_s = self._duration_s  # None: as long as it takes
         self._times: Iterator[float] | None = None

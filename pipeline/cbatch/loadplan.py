@@ -16,7 +16,7 @@ from cbatch.job import Load
 SEARCH_S = 10.0  # of a trial, where the job says nothing
 SEARCH_STEP = 1.1  # the search ends when what passed and what failed are this near
 UNDELIVERED = 0.05  # of a load: more, and it was another load
-FIXED_CONCURRENCY = 32  # in flight, where a closed loop is not told
+FIXED_CONCURRENCY = 8  # in flight, where a closed loop is not told
 
 Unit = Literal["in flight", "requests/s"]
 

@@ -7,6 +7,7 @@ request in flight, and no answer lost with 10,000 in flight. Every client is a p
 peak memory are the kernel's (wait4), and the server answers each request after the same time.
 
     µs/request      = (CPU(many prompts) - CPU(few)) / (many - few), with the same number in flight
+    requests/s      = many / wall time, start-up included
     KB in flight    = (peak(1,000 prompts at once) - peak(64 at once)) / 936; answers kept, as in the list returned
 """
 
@@ -74,7 +75,7 @@ def main(prompts: int, repeats: int, answer_s: float, most: int, source: Path) -
                 many = min(prompts, THREADS_DO * in_flight)
                 short, long = (ask(folder, url, client, number, in_flight, source) for number in (few, many))
                 cpu[label].append((long.cpu_s - short.cpu_s) / (many - few) * 1e6)
-                per_s[label].append((many - few) / (long.wall_s - short.wall_s))
+                per_s[label].append(many / long.wall_s)
                 if in_flight == IN_FLIGHT:
                     high, low = (ask(folder, url, client, number, number, source) for number in (IN_FLIGHT, FEW))
                     memory[label].append((high.peak_bytes - low.peak_bytes) / (IN_FLIGHT - FEW) / 1e3)

@@ -40,6 +40,20 @@ async def test_every_place_is_asked_for_a_few_rounds() -> None:
     assert calibrate.ROUNDS * 50 - 50 <= found["n"] <= calibrate.ROUNDS * 50 + 50
 
 
+async def test_requests_are_not_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answered in one turn of the loop they would wait for each other, which those of a run do not."""
+    asked: list[float] = []
+    read = calibrate._Echo.data_received
+
+    def noted(self: calibrate._Echo, data: bytes) -> None:
+        asked.append(time.perf_counter())
+        read(self, data)
+
+    monkeypatch.setattr(calibrate._Echo, "data_received", noted)
+    assert await calibrate.overhead(20, 0.05, 0.05) is not None
+    assert asked[19] - asked[0] > 0.05
+
+
 async def test_a_client_that_is_blocked_is_late() -> None:
     """What holds the event loop up is in the figure: the reason to look at it."""
     stop = False

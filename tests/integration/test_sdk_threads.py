@@ -98,7 +98,8 @@ def test_closing_tells_whoever_waits(sims: Callable[..., Sim]) -> None:
     sim = sims("--speed", "inf", "--fault", "slow_first_byte=1", "--slow-s", "30")
     client = client_of(sim)
     with ThreadPoolExecutor(2) as pool:
-        waiting = [pool.submit(client.chat.completions.create, **ASK, stream=streamed) for streamed in (False, True)]
+        create: Any = client.chat.completions.create
+        waiting = [pool.submit(create, **ASK, stream=streamed) for streamed in (False, True)]
         wait_for(lambda: sim.requests == 2, "both to be sent")
         client.close()
         for one in waiting:
@@ -111,7 +112,8 @@ def test_closing_tells_whoever_waits_for_quota(sims: Callable[..., Sim]) -> None
     client = client_of(sim)
     client.chat.completions.create(**ASK)
     with ThreadPoolExecutor(20) as pool:
-        waiting = [pool.submit(client.chat.completions.create, **ASK, seed=number) for number in range(20)]
+        create: Any = client.chat.completions.create
+        waiting = [pool.submit(create, **ASK, seed=number) for number in range(20)]
         (here,) = client._core._here.values()
         wait_for(lambda: any(len(lane._entering) > 5 for lane in here.lanes.values()), "some to wait")
         client.close()

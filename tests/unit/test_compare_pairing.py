@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -208,6 +209,15 @@ def test_too_few_answers_are_no_comparison(rows: int) -> None:
     found = difference(SPEED, a, b, design(a, b, turns=False, same_prompts=True))
     assert found.change is None
     assert found.why == ("not measured" if not rows else f"too few answers: {rows}, and slices of time need 12")
+
+
+def test_a_rate_is_of_what_ended_in_the_blocks() -> None:
+    """Both sides were asked the same 100 times, and B had answered half of it when the time was over."""
+    a, b = (a_side([np.ones(100)] * 6) for _ in "ab")
+    slow = tuple(replace(s, completed=50, completed_tokens=500) for s in b.stretches)
+    found = difference(measure("completed_per_s"), a, replace(b, stretches=slow), pairs(6))
+    assert found.change is not None
+    assert found.change.point == pytest.approx(math.log(0.5))
 
 
 def test_the_mean_of_free_requests_has_no_ratio() -> None:

@@ -90,6 +90,21 @@ def test_a_block_without_a_warm_up_counts_what_ended_in_its_window(tmp_path: Pat
     assert found.system.completed_per_s == pytest.approx(10)
 
 
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_load_that_cannot_be_kept_up_has_the_rate_that_was_there(tmp_path: Path, counted: bool) -> None:
+    """600 are due in a window in which 200 are sent and 190 end: what comes after it is not of it."""
+    run = made_run(tmp_path / "a", [MadeBlock(level=10, rows=600, unit="requests/s")], mode="open")
+    info = run.read_info()
+    block = info["load"]["blocks"][0]
+    seconds = block["measured_s"] = block["measured_s"] / 3
+    if counted:
+        block |= {"completed": 190, "completed_tokens": 19_000}
+    run.write_info(info)
+    system = of(run).system
+    assert system.completed_per_s == pytest.approx((190 if counted else 200) / seconds, rel=0.03)
+    assert system.output_tokens_per_s == pytest.approx((19_000 if counted else 128 * 200) / seconds, rel=0.05)
+
+
 def test_in_flight_is_the_integral() -> None:
     found = flight(np.array([0.0, 0.0, 1.0, np.nan]), np.array([2.0, 1.0, 3.0, 5.0]))
     assert found.mean(0.0, 3.0) == pytest.approx(5 / 3)

@@ -127,11 +127,21 @@ def test_an_open_loop_that_sends_late_or_too_little_is_suspect(tmp_path: Path) -
     assert verdict(tmp_path, block, mode="open") == ("VALID", "")
     late = found(made_run(tmp_path / "b", [block], mode="open", change=every(50, sched_lag_s=0.5)))
     assert "behind schedule" in late.verdict.reasons[0]
+    later = found(made_run(tmp_path / "e", [block], mode="open", change=every(50, sched_lag_s=5140.0)))
+    assert later.verdict.reasons[0] == "sent 5,140.00 s behind schedule (p99)"
     short = made_run(tmp_path / "c", [replace(block, rows=2_000)], mode="open")
     info = short.read_info()
     info["load"]["blocks"][0]["level"] = 60.0
     short.write_info(info)
     assert found(short).verdict.reasons[0].endswith("of the 60 requests/s asked were sent")
+    after = made_run(tmp_path / "d", [block], mode="open")
+    info = after.read_info()
+    info["load"]["blocks"][0]["measured_s"] /= 4
+    info["load"]["blocks"][0]["level"] *= 4  # all that was due was sent, three quarters of it too late
+    after.write_info(info)
+    said = found(after).verdict
+    assert (said.state, said.client_bound) == ("INVALID", True)
+    assert said.reasons[0].startswith("25")
 
 
 def test_one_client_bound_level_makes_a_ladder_invalid_and_the_others_keep_their_figures(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def _hold_standard_streams() -> None:
 
 def invoke(args: list[str] | None = None) -> int:
     """Run the command line; returns its exit code. Every way to fail ends here in one clear message."""
+    decided(0)
     try:
         code = cli.main(args=args, prog_name="cbatch", standalone_mode=False)
         sys.stdout.flush()
@@ -120,7 +121,7 @@ def invoke(args: list[str] | None = None) -> int:
     except (BrokenPipeError, SystemExit):  # SystemExit: click's own way to take a broken pipe, and it takes no other
         # `cbatch report … | head`: the reader has seen enough, and Python's flush at exit must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
+        return _verdict
     except Exception as exc:
         if os.environ.get("CBATCH_DEBUG"):
             raise
@@ -131,6 +132,16 @@ def invoke(args: list[str] | None = None) -> int:
             args,
         )
     return code if isinstance(code, int) else 0
+
+
+_verdict = 0
+
+
+def decided(code: int) -> int:
+    """Say what the exit code is before anything is printed: who reads us may go in the middle. Returns it."""
+    global _verdict
+    _verdict = code
+    return code
 
 
 def fail(message: str, hint: str | None, code: int, args: list[str] | None) -> int:
@@ -159,4 +170,4 @@ def say(message: str, hint: str | None, word: str = "error", colour: str = "red"
         click.echo(f"{click.style('hint:', fg='cyan')} {hint}", err=True)
 
 
-__all__ = ["COMMANDS", "cli", "invoke", "main", "say"]
+__all__ = ["COMMANDS", "cli", "decided", "invoke", "main", "say"]

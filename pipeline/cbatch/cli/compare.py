@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cbatch.cli import decided
 from cbatch.cli.shared import json_option, print_json
 from cbatch.cli.words import printable
 from cbatch.compare.gates import Gate, parse
@@ -91,10 +92,12 @@ def command(
     except UnlikeRuns as exc:
         if form == "text":
             raise
+        decided(exc.exit_code)
         _refuse(exc, form, gates)
         return exc.exit_code
+    code = decided(found.exit_code(strict=strict))
     _print(found, form, strict=strict)
-    return found.exit_code(strict=strict)
+    return code
 
 
 def _gates(texts: tuple[str, ...]) -> list[Gate]:

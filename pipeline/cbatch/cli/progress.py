@@ -44,16 +44,18 @@ def _active(runs: Sequence[Run]) -> Run:
 async def _on_terminal(runs: Sequence[Run], *, simulated: bool) -> None:
     rates = {run: _Rates(run.progress) for run in runs}
     # tqdm's own rate counts what earlier sessions did; ours are passed in instead.
-    with tqdm(
-        total=1,  # until the input is read
-        desc=runs[0].job.name[:30],
-        bar_format=BATCH,
-        dynamic_ncols=True,
-        leave=False,
-        file=sys.stderr,
-        miniters=0,
-        mininterval=0,
-    ) as bar:
+    with (
+        tqdm(
+            total=1,  # until the input is read
+            desc=runs[0].job.name[:30],
+            bar_format=BATCH,
+            dynamic_ncols=True,
+            leave=False,
+            file=sys.stderr,
+            miniters=0,
+            mininterval=0,
+        ) as bar
+    ):
         while True:
             run = _active(runs)
             name = run.job.name + (" (simulated)" if simulated else "")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cbatch.cli import decided
 from cbatch.cli.shared import json_option, print_json
 from cbatch.errors import JobError
 from cbatch.gates import Gate, parse
@@ -76,6 +77,7 @@ def command(
             html_file.write_text(page, "utf-8")
         except OSError as exc:
             raise JobError(f"{html_file}: cannot be written: {exc.strerror}", hint="name another FILE") from None
+    decided(found.exit_code)
     if as_json:
         print_json(plain(evidence, found))
     else:

@@ -16,7 +16,7 @@ import click
 from tqdm import tqdm
 
 from cbatch import jobfile
-from cbatch.cli import say
+from cbatch.cli import decided, say
 from cbatch.cli.progress import watch
 from cbatch.cli.shared import connection_options, json_option, print_json, run_async
 from cbatch.cli.words import count, duration, money, plural, printable, rate, where_time_went
@@ -56,7 +56,9 @@ from cbatch.session import Options, Summary
     type=click.Choice(["rerun", "keep"]),
     help="Answered prompts whose request was edited: send again, or keep their answers.",
 )
-@click.option("--fresh", is_flag=True, help="Start over: delete this run's results first.")
+@click.option(
+    "--fresh", is_flag=True, help="Start over: delete the results of this run first; with --interleave, of both."
+)
 @click.option(
     "--limit-share",
     metavar="SHARE",
@@ -144,6 +146,7 @@ def command(
 
 def _tell(job: Job, folder: RunDir, summary: Summary, *, as_json: bool, quiet: bool) -> int:
     """Print how a run ended, and what its gates say; returns its exit code."""
+    decided(summary.exit_code)
     if not as_json and not quiet and (summary.error is None or summary.answered):
         for line in lines(summary, is_load=job.load is not None):
             click.echo(line)
@@ -158,6 +161,7 @@ def _tell(job: Job, folder: RunDir, summary: Summary, *, as_json: bool, quiet: b
     from cbatch.report import block
 
     evidence, found = judged
+    decided(found.exit_code or summary.exit_code)
     if not (quiet or as_json):
         told = block.lines(evidence, found)
         click.echo()

@@ -229,7 +229,7 @@ def _median(level: Level, name: str) -> float | None:
 
 
 def _ms(seconds: float) -> str:
-    return f"{1_000 * seconds:.3g} ms"
+    return f"{1_000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:,.2f} s"
 
 
 def _percent(share: float | None) -> str:

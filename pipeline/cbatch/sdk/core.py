@@ -115,8 +115,7 @@ class Core:
 
     async def fetch(self, ask: Ask, feed_type: type[Feed] | None = None) -> Taken:
         """The answer; with a `feed_type` as soon as its head is there. Raises errors of the SDK."""
-        if self.closed:
-            raise errors.APIConnectionError(request=ask.shown()) from RuntimeError("the client has been closed")
+        self._check_open(ask)
         loop = asyncio.get_running_loop()
         here = await self._get(loop)
         lane = self._lane(here, ask.model) if ask.model else None
@@ -124,6 +123,7 @@ class Core:
         began = loop.time()
         tried = 0
         while True:
+            self._check_open(ask)
             try:
                 cost = await lane.enter(priced) if lane and priced else None
             except NoAnswer as exc:
@@ -178,6 +178,10 @@ class Core:
                 raise _translated(error, ask, reply) from error
             if not held:
                 await asyncio.sleep(decision.seconds or retry.FIRST_BACKOFF_S)
+
+    def _check_open(self, ask: Ask) -> None:
+        if self.closed:
+            raise errors.APIConnectionError(request=ask.shown()) from RuntimeError("the client has been closed")
 
     async def _whole(self, wire: Wire, ask: Ask) -> Reply:
         deadline_s = ask.read_s if ask.read_s is not None else NEVER_S
