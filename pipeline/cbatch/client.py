@@ -67,14 +67,22 @@ class Client:
         `on_chunk` gets each chunk of a stream as it comes; what they add up to is checked at the end.
         """
         on_read = None
+        broken: list[Exception] = []
         if on_chunk is not None:
             decoder = Decoder()
 
             def on_read(piece: bytes) -> None:
-                for chunk in decoder.chunks(piece):
-                    on_chunk(chunk)
+                if broken:
+                    return
+                try:
+                    for chunk in decoder.chunks(piece):
+                        on_chunk(chunk)
+                except Exception as exc:  # noqa: BLE001  the caller's, and no fault of the answer
+                    broken.append(exc)
 
         reply = await self._exchange("POST", self._chat, body, deadline_s, on_read)
+        if broken:
+            raise broken[0]
         if reply.status == 200 and is_stream(reply.body):
             return read_stream(reply)
         return read_completion(reply)

@@ -104,6 +104,7 @@ class Shared:
             yield self._api
         finally:
             self._users -= 1
-            if not self._users:
-                self._api = None
-                await self._stack.aclose()
+            async with self._opening:  # who comes meanwhile waits, and opens its own
+                if not self._users and self._api is not None:
+                    self._api = None
+                    await self._stack.aclose()

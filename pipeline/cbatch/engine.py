@@ -181,9 +181,14 @@ class Run:
                 folder.write_info(info | {"job": asked})
             return summary
         finally:
-            await asyncio.to_thread(publisher.close)
-            await asyncio.to_thread(writer.stop)
-            journal.close()
+            # Each, whatever becomes of the others: the lock must not be given back while a thread still writes.
+            try:
+                await asyncio.to_thread(publisher.close)
+            finally:
+                try:
+                    await asyncio.to_thread(writer.stop)
+                finally:
+                    journal.close()
 
     # -- what a batch is, and `load.py` does otherwise --------------------------------------
 

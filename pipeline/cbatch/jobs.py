@@ -119,7 +119,8 @@ def prepare(
             tier=job.limits.tier,
         )
         # Interleaved jobs to one endpoint share its connections: what is compared is not two pools.
-        pool = pools.setdefault((job.endpoint, job.timeouts, job.limits.tier), Shared(connection.open))
+        # The folder is where a key may be: a job is never sent with another's.
+        pool = pools.setdefault((job.endpoint, job.timeouts, job.limits.tier, job.folder), Shared(connection.open))
         job, offsets = with_prompts(job, folder, notify, fresh=options.fresh)
         common: dict[str, Any] = {
             "connect": pool.open,

@@ -25,13 +25,14 @@ import orjson
 from cbatch import catalog, environment
 from cbatch.client import Client as WireClient
 from cbatch.client import Endpoint, connect
-from cbatch.errors import APIError, CbatchError, JobError, RunStopped
+from cbatch.errors import APIError, APIStatusError, CbatchError, JobError, RunStopped
 from cbatch.fleet import Fleet
 from cbatch.job import Job
 from cbatch.ledger import NoLedger
 from cbatch.measure import cost_usd, record
 from cbatch.purse import Purse
 from cbatch.render import BYTES_PER_TOKEN, DEFAULT_RESERVE_TOKENS, PREAMBLE_TOKENS
+from cbatch.retry import kind_of
 from cbatch.schema import (
     COLUMN_INDEX,
     Completion,
@@ -290,14 +291,19 @@ class Client:
     ) -> list[Answer | Failed]:
         """The answers to many prompts, in their order; one that fails is a Failed beside the others.
 
-        `prompts` are texts or lists of messages, and pulled one by one. Raises only what dooms all of them:
-        a refused key, an unknown model.
+        `prompts` are texts or lists of messages, and pulled one by one. What dooms all of them (a refused key,
+        an unknown model) is raised where nothing was answered; else the rest is Failed with it, and not sent.
         """
+        doomed: APIError | None = None
         found: dict[int, Answer | Failed] = {}
         pulled = enumerate(prompts)
 
         async def worker() -> None:
+            nonlocal doomed
             for index, prompt in pulled:
+                if doomed is not None:
+                    found[index] = _dead(index, doomed)
+                    continue
                 try:
                     request = self._request(_messages(prompt, system), model, params)
                 except JobError as exc:
@@ -305,7 +311,12 @@ class Client:
                         index=index, kind="bad_request", message=str(exc), code=None, http_status=None, error=exc
                     )
                     continue
-                outcome = await self._ask(request)
+                try:
+                    outcome = await self._ask(request)
+                except APIError as exc:
+                    doomed = exc
+                    found[index] = _dead(index, exc)
+                    continue
                 found[index] = outcome if isinstance(outcome, Answer) else _failed(index, outcome)
 
         # Workers are hired as prompts are there: ten prompts do not need a thousand.
@@ -316,6 +327,8 @@ class Client:
                     group.create_task(worker())
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
+        if doomed is not None and not any(one.ok for one in found.values()):
+            raise doomed
         return [found[index] for index in sorted(found)]
 
     def stream(
@@ -498,6 +511,17 @@ def _failed(index: int, failure: Failure) -> Failed:
         code=failure.code,
         http_status=failure.http_status,
         error=failure.error,
+    )
+
+
+def _dead(index: int, error: APIError) -> Failed:
+    return Failed(
+        index=index,
+        kind=kind_of(error),
+        message=str(error),
+        code=getattr(error, "code", None),
+        http_status=error.status if isinstance(error, APIStatusError) else None,
+        error=error,
     )
 
 

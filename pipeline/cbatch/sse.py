@@ -18,6 +18,7 @@ from cbatch.schema import Completion, StreamMarks
 
 _LINE = re.compile(rb"([^\r\n]*)(?:\r\n|\n|\r|\Z)")
 _BLANKS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_LONGEST_START = len(b"event:")  # fewer bytes do not tell whether it is a stream
 _BOM = b"\xef\xbb\xbf"
 _START = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n ]*(?:data:|event:|:|id:|retry:)")
 
@@ -88,7 +89,7 @@ class Decoder:
     def chunks(self, piece: bytes) -> Iterator[dict[str, Any]]:
         """The chunks that this piece of the body completes."""
         self._rest += piece
-        if self._is_stream is None and self._rest.strip():
+        if self._is_stream is None and (len(self._rest.strip()) >= _LONGEST_START or b"\n" in self._rest.strip()):
             self._is_stream = is_stream(self._rest)
         if not self._is_stream:
             return

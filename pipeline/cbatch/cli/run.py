@@ -57,7 +57,7 @@ from cbatch.session import Options, Summary
     help="Answered prompts whose request was edited: send again, or keep their answers.",
 )
 @click.option(
-    "--fresh", is_flag=True, help="Start over: delete the results of this run first; with --interleave, of both."
+    "--fresh", is_flag=True, help="Start over: delete this run's results first (with --interleave, both runs')."
 )
 @click.option(
     "--limit-share",
