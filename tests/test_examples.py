@@ -96,7 +96,18 @@ def test_help_loads_nothing_heavy() -> None:
     code = "import sys\nfrom cbatch.cli import invoke\ninvoke(['--help'])\nprint(sorted(sys.modules), file=sys.stderr)"
     env = os.environ | {"PYTHONPATH": str(ROOT / "pipeline")}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    for heavy in ("aiohttp", "pyarrow", "pydantic", "jinja2", "yaml", "orjson", "asyncio", "tqdm", "prompt_toolkit", "rich"):
+    for heavy in (
+        "aiohttp",
+        "pyarrow",
+        "pydantic",
+        "jinja2",
+        "yaml",
+        "orjson",
+        "asyncio",
+        "tqdm",
+        "prompt_toolkit",
+        "rich",
+    ):
         assert f"'{heavy}'" not in done.stderr, heavy
 
 

@@ -154,7 +154,7 @@ class LoadRun(Run):
             "rows": survey.rows,
             "endpoint": self._endpoint,
         }
-        held = journal.get("load")
+        held = journal.get("load") or self._told()
         if done + failed and (held is None or any(held.get(key) != value for key, value in mine.items())):
             other = (
                 _DIFFERENT["batch"]
@@ -174,6 +174,18 @@ class LoadRun(Run):
         self.progress.total, self.progress.done, self.progress.failed = done + failed, done, failed
         self.progress.left_by_model = dict.fromkeys(self.job.model, 0)
         self._uses = array("I", [journal.most_samples()]) * survey.rows
+
+    def _told(self) -> dict[str, Any] | None:
+        """What run.json says of the blocks, where the journal was lost and rebuilt from the parts."""
+        info = self.folder.read_info()
+        blocks = (info.get("load") or {}).get("blocks")
+        if blocks is None:
+            return None
+        source = info.get("source") or {}
+        told = {"recipe": info.get("recipe"), "source": source.get("sha256"), "rows": source.get("rows")}
+        # How the answers travelled is not told: whether they came as a stream is in the job.
+        travel = {"travel": self.job.params.travel()}
+        return told | travel | {"endpoint": info.get("endpoint"), "blocks": blocks}
 
     async def _has_work(self, source: Source, survey: Survey) -> bool:
         """Whether the plan has more blocks than came to their end."""

@@ -591,7 +591,7 @@ def test_a_batch_and_a_load_run_do_not_share_a_folder(load: JobFolder) -> None:
     load.settings["load"] = keys
     result = load.execute()
     assert result.code == 2
-    assert "holds the answers of another job" in result.err
+    assert "holds the answers of a batch" in result.err
     assert load.execute("--fresh").code in DONE
     del load.settings["load"]
     result = load.execute()

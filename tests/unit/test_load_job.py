@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from cbatch import jobfile
-from cbatch.jobs import as_load
 from cbatch.errors import JobError
 from cbatch.job import Job, Load
+from cbatch.jobs import as_load
 from cbatch.jobschema import json_schema
 from cbatch.loadplan import FIXED_CONCURRENCY
 from cbatch.resume import recipe

@@ -134,18 +134,18 @@ def command(
     )
     simulated = any(run.simulated for run in runs)
     summaries = run_async(_execute(runs, quiet=quiet, simulated=simulated, metrics_port=metrics_port))
-    codes = [
+    ends = [
         _tell(job, run.folder, summary, as_json=as_json, quiet=quiet)
         for job, run, summary in zip(jobs, runs, summaries, strict=True)
     ]
     if as_json:
-        found = [asdict(summary) | {"exit_code": code} for summary, code in zip(summaries, codes, strict=True)]
+        found = [asdict(summary) | end for summary, end in zip(summaries, ends, strict=True)]
         print_json(found[0] if len(found) == 1 else {"runs": found})
-    return next((code for code in codes if code), 0)
+    return next((int(end["exit_code"]) for end in ends if end["exit_code"]), 0)
 
 
-def _tell(job: Job, folder: RunDir, summary: Summary, *, as_json: bool, quiet: bool) -> int:
-    """Print how a run ended, and what its gates say; returns its exit code."""
+def _tell(job: Job, folder: RunDir, summary: Summary, *, as_json: bool, quiet: bool) -> dict[str, Any]:
+    """Print how a run ended, and what its gates say; returns what --json adds: its exit code, and what was measured."""
     decided(summary.exit_code)
     if not as_json and not quiet and (summary.error is None or summary.answered):
         for line in lines(summary, is_load=job.load is not None):
@@ -157,8 +157,9 @@ def _tell(job: Job, folder: RunDir, summary: Summary, *, as_json: bool, quiet: b
         again = summary.state == "finished" and job.load is None
         say(lines(summary)[0], "--retry-failed sends the failed ones again" if again else None)
     if (judged := findings(job, folder, summary)) is None:
-        return summary.exit_code
+        return {"exit_code": summary.exit_code}
     from cbatch.report import block
+    from cbatch.report.findings import as_json as plain
 
     evidence, found = judged
     decided(found.exit_code or summary.exit_code)
@@ -169,7 +170,7 @@ def _tell(job: Job, folder: RunDir, summary: Summary, *, as_json: bool, quiet: b
             click.echo(line)
     elif found.exit_code:
         say("; ".join(line for line in block.lines(evidence, found) if line.startswith(_JUDGED)), None)
-    return found.exit_code or summary.exit_code
+    return {"exit_code": found.exit_code or summary.exit_code, "report": plain(evidence, found) if as_json else None}
 
 
 _JUDGED = ("VALID", "SUSPECT", "INVALID", "gate")  # how the lines of a report begin that a batch with gates is about

@@ -155,6 +155,13 @@ def _common(a: Side, b: Side) -> tuple[int, int]:
 
 
 def _took_turns(first: Evidence, run: Evidence, a: Side, b: Side) -> bool:
+    if not (a.stretches and b.stretches):
+        return False
+    # One of them may have been run again since, alone or beside another.
+    if min(s.begun_s for s in a.stretches) > max(s.ended_s for s in b.stretches):
+        return False
+    if min(s.begun_s for s in b.stretches) > max(s.ended_s for s in a.stretches):
+        return False
     for one, other in ((first, run), (run, first)):
         named = (one.load or {}).get("interleaved_with")
         # By its last name too: the two may have been moved together.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cbatch.parquet import total
+from cbatch.report.clock import Clock, run_clock
 from cbatch.report.conditions import SLICES, Drift, Health, health
 from cbatch.report.evidence import Block, Evidence, Floats, pending_rows
 from cbatch.report.spreads import MEASURES, Spread, is_speed, spreads
@@ -25,7 +26,11 @@ READ = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class System:
-    """All requests together: in the steady window, and over the whole run with its start and end."""
+    """All requests together: in the steady window, and over the whole run with its start and end.
+
+    The time of a batch is that of its sessions, without the pauses between them. Steady is the measured time in a
+    load run; its whole has warm-ups, whose requests are in no figure, so there are no rates of it.
+    """
 
     steady_s: float
     whole_s: float
@@ -35,7 +40,7 @@ class System:
     completed_per_s_whole: float | None
     in_flight: float | None  # true, the integral over time: steady
     in_flight_whole: float | None
-    steady_from_s: float | None = None  # since the first request; None where it is the measured time of blocks
+    steady_from_s: float | None = None  # since its first answered send; None where it is the time of blocks
     steady_until_s: float | None = None
 
 
@@ -113,7 +118,8 @@ def figures(evidence: Evidence) -> Figures:
     sent, ended = evidence.sent_at(), evidence.ended_at()
     parts = groups(evidence, ok)
     found_spreads = spreads(evidence, parts)
-    systems = [_system(evidence, part, sent, ended) for part in parts]
+    clock = run_clock(evidence)
+    systems = [_system(evidence, part, clock, sent, ended) for part in parts]
     levels = [
         Level(
             model=part.model,
@@ -137,7 +143,7 @@ def figures(evidence: Evidence) -> Figures:
             model="", level=None, unit=None, blocks=(), rows=np.arange(len(ok)), answered=np.flatnonzero(ok)
         )
         pooled = {} if is_ladder else spreads(evidence, [everything])[0]
-        system = _system(evidence, everything, sent, ended)
+        system = _system(evidence, everything, clock, sent, ended)
     models, attempts = evidence.tally("model", np.ones(len(ok), dtype=bool)), evidence.numbers("attempts")
     costs = evidence.values("cost_usd", ok)
     answered = int(ok.sum())
@@ -166,7 +172,7 @@ def figures(evidence: Evidence) -> Figures:
         by_model={level.model: level.spreads or {} for level in levels} if len(models) > 1 and not is_ladder else {},
         levels=levels,
         errors=[ErrorClass(kind=k, count=count, example=text) for k, (count, text) in evidence.failures.items()],
-        sparklines=cells(evidence, ok, flight(sent, ended), SLICES),
+        sparklines=cells(evidence, ok, clock, SLICES),
     )
 
 
@@ -178,16 +184,17 @@ def _rate_limited(evidence: Evidence) -> int:
     return max(rows, sum(session.get("rate_limited") or 0 for session in evidence.sessions))
 
 
-def _system(evidence: Evidence, part: Group, sent: Floats, ended: Floats) -> System:
-    """The rates of a group; of the whole run where the group has no blocks."""
+def _system(evidence: Evidence, part: Group, clock: Clock, sent: Floats, ended: Floats) -> System:
+    """The rates of a group; of the whole run where the group has no blocks. Pauses between sessions do not count."""
     sent, ended = sent[part.answered], ended[part.answered]
     tokens = evidence.numbers("completion_tokens")[part.answered]
     np.nan_to_num(tokens, copy=False)
-    found = flight(sent, ended)
-    span = found.span or (0.0, 0.0)
     blocks = part.blocks or (evidence.measured if evidence.load is not None else ())
     if blocks:
-        return _system_of_blocks(part, blocks, sent, ended, tokens)
+        return _system_of_blocks(blocks, sent, ended, tokens)
+    sent, ended = clock(sent), clock(ended)
+    found = flight(sent, ended)
+    span = found.span or (0.0, 0.0)
     window = found.steady(_asked(evidence)) or span
     counted = np.nan_to_num(share_within(sent, ended, window), copy=False)
     steady_s, whole_s = window[1] - window[0], span[1] - span[0]
@@ -205,23 +212,21 @@ def _system(evidence: Evidence, part: Group, sent: Floats, ended: Floats) -> Sys
     )
 
 
-def _system_of_blocks(part: Group, blocks: tuple[Block, ...], sent: Floats, ended: Floats, tokens: Floats) -> System:
-    """The rates in the measured windows of blocks; the whole includes their warm-ups and what lies between them."""
+def _system_of_blocks(blocks: tuple[Block, ...], sent: Floats, ended: Floats, tokens: Floats) -> System:
+    """The rates in the measured windows of blocks. There is no whole: other blocks and sessions lie between them."""
     steady_s = sum(block.measured_s for block in blocks)
-    begin = min(block.started_at.timestamp() for block in blocks)
-    end = max(block.measured_from + block.measured_s for block in blocks)
     completed, out = _completed(blocks, sent, ended, tokens)
     in_flight = [(block.in_flight, block.measured_s) for block in blocks if block.in_flight is not None]
     weight = sum(seconds for _, seconds in in_flight)
     return System(
         steady_s=steady_s,
-        whole_s=end - begin,
+        whole_s=sum(block.warmup_s + block.measured_s for block in blocks),
         output_tokens_per_s=_per(out, steady_s),
-        output_tokens_per_s_whole=_per(float(tokens.sum()), end - begin),
+        output_tokens_per_s_whole=None,
         completed_per_s=_per(completed, steady_s),
-        completed_per_s_whole=_per(len(sent), end - begin),
+        completed_per_s_whole=None,
         in_flight=sum(count * seconds for count, seconds in in_flight) / weight if weight else None,
-        in_flight_whole=flight(sent, ended).mean(begin, end),
+        in_flight_whole=None,
     )
 
 

@@ -27,6 +27,7 @@ import numpy as np
 
 from cbatch.gates import Gate, parse
 from cbatch.report import plots, tables, timeline
+from cbatch.report.clock import run_clock
 from cbatch.report.evidence import Evidence
 from cbatch.report.figures import MEASURES, Figures, Spread, is_speed
 from cbatch.report.findings import Findings
@@ -223,8 +224,9 @@ def _steady(evidence: Evidence, figures: Figures) -> list[tuple[float, float]]:
     system = figures.system
     if system.steady_from_s is None or system.steady_until_s is None:
         return []
-    begun = float(np.nanmin(evidence.sent_at()[evidence.is_("status", "ok")]))
-    return [(begun + system.steady_from_s, begun + system.steady_until_s)]
+    clock = run_clock(evidence)
+    begun = float(np.nanmin(clock(evidence.sent_at()[evidence.is_("status", "ok")])))
+    return [(clock.epoch(begun + system.steady_from_s), clock.epoch(begun + system.steady_until_s, ending=True))]
 
 
 def _percentiles(groups: Sequence[Group]) -> str:

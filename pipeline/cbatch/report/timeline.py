@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from cbatch.report.evidence import Evidence, Floats, Mask, moment
+from cbatch.report.clock import Clock, clock_of, session_starts
+from cbatch.report.evidence import Evidence, Floats, Mask
 from cbatch.report.plots import DOTS, Group, Plot, Series, is_wide, scale_of, thinned
 from cbatch.report.sampling import flow, rounded, spread, thin
 
@@ -16,20 +16,6 @@ BINS = 120  # of time
 PER_INTERVAL = 40  # requests, on average, or a line of medians is noise
 TAILS = ((0.99, "p99", 200), (0.90, "p90", 20))  # the tail that is drawn: of so many requests in an interval or more
 CUT_S = 2.0  # a pause between two sessions or blocks that is longer is not drawn
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """Seconds since the epoch -> seconds of the run, pauses between sessions and blocks left out."""
-
-    origin: float
-    pauses: Floats  # ends of the pauses, since the epoch
-    lengths: Floats  # what is left out of each
-
-    def __call__(self, t: Floats) -> Floats:
-        """The time of the run, in seconds."""
-        before = np.concatenate([[0.0], np.cumsum(self.lengths)])
-        return np.asarray(t - self.origin - before[np.searchsorted(self.pauses, t, side="right")])
 
 
 def over_time(evidence: Evidence, groups: Sequence[Group], steady: Sequence[tuple[float, float]]) -> list[Plot]:
@@ -162,19 +148,9 @@ def loop_lag(evidence: Evidence) -> Plot | None:
 
 
 def _clock(evidence: Evidence, sent: Floats, ended: Floats) -> Clock:
-    """Pauses that hold the start of a session or a block are no part of the run; waiting within one is."""
-    order = np.argsort(sent)
-    sent, busy_until = sent[order], np.maximum.accumulate(ended[order])
-    starts = [moment(s["started_at"]).timestamp() for s in evidence.sessions if s.get("started_at")]
-    begins = np.sort(np.array(starts + [block.measured_from for block in evidence.measured]))
-    free_from, free_until = busy_until[:-1], sent[1:]
-    # Sends a little before the stamp of their block are of that block: clocks are rounded to milliseconds.
-    inside = np.searchsorted(begins, free_until + 0.01) > np.searchsorted(begins, free_from)
-    cut = inside & (free_until - free_from > CUT_S)
-    whole = float(busy_until[-1] - sent[0] - (free_until - free_from)[cut].sum())
-    left = 0.01 * whole  # of a pause, so that it is seen
-    lengths = (free_until - free_from)[cut] - left
-    return Clock(float(sent[0]), free_until[cut] - left / 2, np.maximum(lengths, 0.0))
+    """Pauses between sessions or blocks are cut, but so that they are seen."""
+    begins = [*session_starts(evidence), *(block.measured_from for block in evidence.measured)]
+    return clock_of(sent, ended, begins, longest=CUT_S, seen=0.01)
 
 
 def _refusals(evidence: Evidence, clock: Clock, sent: Floats) -> list[float]:

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from cbatch.report.clock import Clock
 from cbatch.report.evidence import Block, Evidence, Floats, Mask
 
 Places = NDArray[np.intp]
@@ -109,9 +110,10 @@ def share_within(sent: Floats, ended: Floats, window: tuple[float, float]) -> Fl
     return np.clip(inside / np.maximum(ended - sent, 1e-9), 0.0, 1.0)
 
 
-def cells(evidence: Evidence, ok: Mask, found: Flight, many: int) -> dict[str, list[float | None]]:
-    """Speed, time to first token and requests in flight in `many` equal parts of the run."""
-    sent = evidence.sent_at()
+def cells(evidence: Evidence, ok: Mask, clock: Clock, many: int) -> dict[str, list[float | None]]:
+    """Speed, time to first token and requests in flight in `many` equal parts of the time of the run."""
+    sent = clock(evidence.sent_at())
+    found = flight(sent, clock(evidence.ended_at()))
     known = ~np.isnan(sent)
     if not known.any():
         return {}
@@ -132,15 +134,15 @@ def cells(evidence: Evidence, ok: Mask, found: Flight, many: int) -> dict[str, l
                     float(np.median(part)) if len(part) else None for part in parts
                 ]
                 break
-    out["in_flight"] = _in_flight_cells(evidence, found, edges)
+    out["in_flight"] = _in_flight_cells(evidence, clock, found, edges)
     return out
 
 
-def _in_flight_cells(evidence: Evidence, found: Flight, edges: Floats) -> list[float | None]:
+def _in_flight_cells(evidence: Evidence, clock: Clock, found: Flight, edges: Floats) -> list[float | None]:
     # The engine's own count has the warm-ups and failed attempts as well, but only every second or so.
     middles, counts = [np.empty(0)], [np.empty(0)]
     for series in evidence.series:
-        middles.append(series.started_at.timestamp() + series.columns["t_s"] - series.every_s / 2)
+        middles.append(clock(series.started_at.timestamp() + series.columns["t_s"] - series.every_s / 2))
         counts.append(series.columns["in_flight"])
     middle, count = np.concatenate(middles), np.concatenate(counts)
     out: list[float | None] = []
