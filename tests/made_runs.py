@@ -72,6 +72,7 @@ def made_run(
     described: list[dict[str, Any]] = []
     uses: dict[tuple[str, str], int] = {}
     now = START
+    made_of: list[list[dict[str, Any]]] = []
     for number, block in enumerate(blocks):
         begun = now
         made = []
@@ -89,9 +90,15 @@ def made_run(
         measured_s = (now - begun).total_seconds() - warmup_s
         described.append(_described(number, block, begun, warmup_s, measured_s))
         rows += made
+        made_of.append(made)
         now += timedelta(seconds=0.5)
+    for number, row in enumerate(rows):
+        if change is not None:
+            change(row, number)
+    for entry, made in zip(described, made_of, strict=True):
+        entry |= _completed(made, entry)
     extra = {"mode": mode, "interleaved_with": None, "blocks": described, "search": None} | (load or {})
-    return _write(path, rows, now, change, {"load": extra, "recipe": recipe, **info})
+    return _write(path, rows, now, None, {"load": extra, "recipe": recipe, **info})
 
 
 def made_batch(
@@ -248,6 +255,15 @@ def _described(number: int, block: MadeBlock, begun: datetime, warmup_s: float, 
         "loop_lag_s": pair(block.loop_lag_s),
         "overhead_s": pair(block.overhead_s),
     }
+
+
+def _completed(rows: Sequence[dict[str, Any]], block: dict[str, Any]) -> dict[str, int]:
+    """What the engine counts for the rates: answers that ended in the measured window, sent in the warm-up or not."""
+    begin = datetime.fromisoformat(block["started_at"]).timestamp() + block["warmup_s"] - 1e-3
+    end = begin + block["measured_s"] + 2e-3
+    ended = [(row["started_at"] / 1e6 + _takes(row), row) for row in rows if row["status"] == "ok"]
+    within = [row for at, row in ended if begin <= at <= end]
+    return {"completed": len(within), "completed_tokens": sum(row["completion_tokens"] for row in within)}
 
 
 def _series(rows: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:

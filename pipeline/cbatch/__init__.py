@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 # name -> module: imported when it is asked for, so that `import cbatch` costs nothing.
 _HOMES = {
     "Answer": "library",
+    "AsyncCerebras": "sdk",
+    "Cerebras": "sdk",
     "Client": "library",
     "ConversationClient": "conversations",
     "Conversations": "conversations",
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from cbatch.conversations import ConversationClient, Conversations
     from cbatch.jobs import arun, run
     from cbatch.library import Answer, Client, Delta, Failed, Stream
+    from cbatch.sdk import AsyncCerebras, Cerebras
 
 
 def __getattr__(name: str) -> Any:
@@ -38,6 +41,8 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "Answer",
+    "AsyncCerebras",
+    "Cerebras",
     "Client",
     "ConversationClient",
     "Conversations",

@@ -16,9 +16,9 @@ from cbatch.rundir import RunDir
 from tests.made_runs import MadeBlock, made_batch, made_run
 
 
-def block(run: RunDir) -> list[str]:
+def block(run: RunDir, width: int | None = WIDTH) -> list[str]:
     evidence = read(run)
-    return lines(evidence, find(evidence))
+    return lines(evidence, find(evidence), width)
 
 
 def bad(row: dict[str, Any], number: int) -> None:
@@ -98,7 +98,7 @@ def test_what_is_left_out_and_a_kill_are_said(tmp_path: Path) -> None:
     blocks = [MadeBlock(rows=20, warmup_rows=3), MadeBlock(rows=30, complete=False)]
     out = block(made_run(tmp_path / "a", blocks, state="running"))
     assert "state killed" in out[1]
-    assert out[-1] == "left out  8 requests of warm-ups, 30 of 1 block that did not come to an end"
+    assert out[-1] == "left out  8 requests of warm-ups ($0.001), 30 requests of 1 block that did not come to an end…"
 
 
 def test_what_a_server_says_cannot_move_the_cursor(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ from cbatch.cli import decided
 from cbatch.cli.shared import json_option, print_json
 from cbatch.errors import JobError
 from cbatch.gates import Gate, parse
-from cbatch.report.block import lines, markdown
+from cbatch.report.block import WIDTH, lines, markdown
 from cbatch.report.evidence import read
 from cbatch.report.figures import READ
 from cbatch.report.findings import as_json as plain
@@ -81,6 +82,8 @@ def command(
     if as_json:
         print_json(plain(evidence, found))
     else:
-        for line in (markdown if as_markdown else lines)(evidence, found):
+        # A file has no edge, and a pull request none that matters.
+        width = WIDTH if sys.stdout.isatty() else None
+        for line in markdown(evidence, found) if as_markdown else lines(evidence, found, width):
             click.echo(line)
     ctx.exit(found.exit_code)

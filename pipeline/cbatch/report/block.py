@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
-from cbatch.report.conditions import MIN_PER_SLICE, SLICES
+from cbatch.report.conditions import MIN_PER_SLICE, SLICES, Drift
 from cbatch.report.evidence import Evidence
 from cbatch.report.figures import Figures, is_speed
 from cbatch.report.findings import Findings
 from cbatch.report.gates import Outcome
 from cbatch.report.measures import ROWS, Table, aligned, table
-from cbatch.report.verdict import DRIFT_P
-from cbatch.report.words import count, elapsed, large, money, ms, number, plural, printable
+from cbatch.report.verdict import DRIFT_CHANGE, DRIFT_P
+from cbatch.report.words import count, elapsed, large, money, ms, number, plural, printable, time
 
 LINES, WIDTH = 25, 100
 GATES_SHOWN = 5
+_WHOLE: Any = {"break_long_words": False, "break_on_hyphens": False}  # nothing is cut within a word
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -30,19 +33,20 @@ class Sheet:
     below: list[tuple[int, str, str]]  # (how dispensable, word, text)
 
 
-def lines(evidence: Evidence, found: Findings) -> list[str]:
-    """The report for a terminal: at most 25 lines of at most 100 columns."""
+def lines(evidence: Evidence, found: Findings, width: int | None = None) -> list[str]:
+    """The report as text: at most 25 lines, cut to `width` where there is one. WIDTH is enough for all figures."""
     sheet = _sheet(evidence, found)
     middle = aligned(sheet.table) if sheet.table is not None else [sheet.instead] if sheet.instead else []
     below = list(sheet.below)
     blanks = 2 if middle else 1
-    while len(sheet.top) + blanks + len(middle) + len(below) > LINES:
+    while (blanks or below) and len(sheet.top) + blanks + len(middle) + len(below) > LINES:
         if blanks:
             blanks -= 1
         else:
             below.remove(max(reversed(below), key=lambda line: line[0]))
     out = [*sheet.top, *([""] if blanks else []), *middle, *([""] if blanks > 1 else [])]
-    return [_cut(line, WIDTH) for line in [*out, *(f"{word:<10}{text}" for _, word, text in below)]]
+    out += [f"{word:<10}{text}" for _, word, text in below]
+    return out if width is None else [_cut(line, width) for line in out]
 
 
 def markdown(evidence: Evidence, found: Findings) -> list[str]:
@@ -82,7 +86,7 @@ def _sheet(evidence: Evidence, found: Findings) -> Sheet:
         below=[
             *_system(evidence, found),
             *_gates(found.gates),
-            *_search(evidence),
+            *_search(evidence, found),
             *_sparks(f),
             *_tokens(f),
             *_failures(f),
@@ -145,13 +149,14 @@ def _verdict(evidence: Evidence, found: Findings) -> list[str]:
         else:
             shown[-1] += f" (+{len(verdict.reasons) - place} more)"
             break
+    shown = [part for line in shown for part in wrap(line, WIDTH, subsequent_indent=f"{indent}  ", **_WHOLE)]
     return [*shown, f"  {facts}"] if found.figures.ok else shown
 
 
 def _facts(evidence: Evidence, f: Figures) -> list[str]:
     out = []
     if evidence.load is not None:
-        out.append(f"{elapsed(f.system.steady_s)} measured in {plural(len(evidence.measured), 'block')}")
+        out.append(f"{elapsed(f.system.steady_s)} in {plural(len(evidence.measured), 'block')}")
     elif f.system.steady_from_s is not None and f.system.steady_until_s is not None:
         out.append(f"steady {f.system.steady_from_s:.1f}-{f.system.steady_until_s:.1f} s")
     drifts = [drift for level in f.levels for drift in level.health.drifts]
@@ -159,8 +164,7 @@ def _facts(evidence: Evidence, f: Figures) -> list[str]:
     if worst is None:
         out.append(f"drift not tested (n<{SLICES * MIN_PER_SLICE})")
     else:
-        size = "no drift" if worst.p >= DRIFT_P else f"drift {100 * worst.change:+.1f} %"
-        out.append(f"{size} (p={worst.p:.2g})")
+        out.append(_drift(worst))
     health = [level.health for level in f.levels]
     p50 = max((h.overhead_p50_s for h in health if h.overhead_p50_s is not None), default=None)
     p99 = max((h.overhead_p99_s for h in health if h.overhead_p99_s is not None), default=None)
@@ -169,6 +173,13 @@ def _facts(evidence: Evidence, f: Figures) -> list[str]:
     else:
         out.append(f"client +{ms(p50)} ms p50 +{ms(p99)} p99 (calibrated)")
     return out
+
+
+def _drift(worst: Drift) -> str:
+    if worst.p >= DRIFT_P:
+        return f"no drift (p={worst.p:.2g}, not <{DRIFT_P:g})"
+    small = "" if abs(worst.change) >= DRIFT_CHANGE else f" of less than {100 * DRIFT_CHANGE:g} %"
+    return f"drift {100 * worst.change:+.1f} % (p={worst.p:.2g})" if not small else f"drift{small} (p={worst.p:.2g})"
 
 
 def _system(evidence: Evidence, found: Findings) -> list[tuple[int, str, str]]:
@@ -188,10 +199,13 @@ def _system(evidence: Evidence, found: Findings) -> list[tuple[int, str, str]]:
     out = [(6, "note", "; ".join(notes))] if notes else []
     if f.is_ladder or f.spreads is None or s.output_tokens_per_s is None:
         return out
-    parts = [
-        f"{count(s.output_tokens_per_s)} tok/s out steady, {count(s.output_tokens_per_s_whole)} whole run",
-        f"{count(s.completed_per_s)} req/s steady, {count(s.completed_per_s_whole)} whole",
-    ]
+    if evidence.load is not None:
+        parts = [f"{count(s.output_tokens_per_s)} tok/s out", f"{count(s.completed_per_s)} req/s"]
+    else:
+        parts = [
+            f"{count(s.output_tokens_per_s)} tok/s out steady, {count(s.output_tokens_per_s_whole)} whole run",
+            f"{count(s.completed_per_s)} req/s steady, {count(s.completed_per_s_whole)} whole",
+        ]
     goodputs = [o.goodput_per_s for o in found.gates if o.goodput_per_s is not None]
     if goodputs:
         parts.append(f"goodput {count(min(goodputs))} req/s")
@@ -226,14 +240,36 @@ def _gate_value(o: Outcome) -> str:
     return number(o.value)
 
 
-def _search(evidence: Evidence) -> list[tuple[int, str, str]]:
+def _search(evidence: Evidence, found: Findings) -> list[tuple[int, str, str]]:
     search = (evidence.load or {}).get("search")
     if not search:
         return []
-    best = f"{search['best']:g} {search.get('unit', '')}" if search.get("best") is not None else "none"
-    why = f"   ({search['why']})" if search.get("why") else ""
-    slo = ", ".join(search.get("slo") or ())
-    return [(0, "search", f"highest that meets {slo}: {best}{why}")]
+    unit, slo = search.get("unit", ""), ", ".join(search.get("slo") or ())
+    best, passed = found.best, search.get("best")
+    said = f"{best:g} {unit} is the highest that meets {slo}" if best is not None else f"none meets {slo}"
+    out = [(0, "search", said if passed == best else f"{said} and is valid")]
+    if passed is not None and passed != best:
+        out.append((0, "", f"{passed:g} {unit} passed too, but {_spoilt(passed, found)} there"))
+    elif search.get("why"):
+        out.append((1, "", _why(search["why"])))
+    return out
+
+
+def _spoilt(passed: float, found: Findings) -> str:
+    bound = any(
+        level.level == passed and verdict.client_bound
+        for level, verdict in zip(found.figures.levels, found.levels, strict=True)
+    )
+    return "the client was the bottleneck" if bound else "the load was not delivered"
+
+
+def _why(why: str) -> str:
+    """Why a load did not pass, its value as people read it: the run has it in the unit of the column."""
+    about, between, value = why.rpartition(": ")
+    name = about.rpartition(": ")[2].split(" ")[0]
+    if not between or not name.endswith("_s") or is_speed(name) or not re.fullmatch(r"[\d.e+-]+", value):
+        return why
+    return f"{about}: {time(float(value))}"
 
 
 def _sparks(f: Figures) -> list[tuple[int, str, str]]:
@@ -252,12 +288,14 @@ def sparkline(values: Sequence[float | None]) -> str:
 
 
 def _tokens(f: Figures) -> list[tuple[int, str, str]]:
-    cached = f", {100 * f.cached_tokens / f.prompt_tokens:.0f} % cached" if f.prompt_tokens else ""
+    cached = f", {100 * f.cached_tokens / f.prompt_tokens:.0f} % of them cached" if f.prompt_tokens else ""
     reasoning = f", {100 * f.reasoning_tokens / f.completion_tokens:.0f} % reasoning" if f.completion_tokens else ""
     unpriced = f" and {plural(f.unpriced, 'answer')} of unknown price" if f.unpriced and f.cost_usd is not None else ""
     each = f" ({money(f.usd_per_1k_requests)}/1k requests)" if f.usd_per_1k_requests else ""
     tokens = f"{large(f.prompt_tokens)} in{cached}; {large(f.completion_tokens)} out{reasoning}"
-    out = [(1, "tokens", f"{tokens}   cost {money(f.cost_usd)}{unpriced}{each}")]
+    # All that is in no figure is in no sum of money either: nobody must take 0 for what a run cost.
+    measured = " of what was measured" if f.cost_usd is not None and f.incomplete_usd else ""
+    out = [(1, "tokens", f"{tokens}   cost {money(f.cost_usd)}{measured}{unpriced}{each}")]
     if f.finish_reasons:
         out.append((5, "finished", ", ".join(f"{reason} {n:,}" for reason, n in f.finish_reasons.items())))
     return out
@@ -273,14 +311,24 @@ def _failures(f: Figures) -> list[tuple[int, str, str]]:
 def _left_out(f: Figures) -> list[tuple[int, str, str]]:
     parts = []
     if f.warmup_rows:
-        parts.append(f"{plural(f.warmup_rows, 'request')} of warm-ups")
+        parts.append(f"{plural(f.warmup_rows, 'request')} of warm-ups{_cost(f.warmup_usd)}")
     if f.incomplete_blocks:
-        parts.append(f"{f.incomplete_rows:,} of {plural(f.incomplete_blocks, 'block')} that did not come to an end")
+        rows = plural(f.incomplete_rows, "request")
+        blocks = f"{plural(f.incomplete_blocks, 'block')} that did not come to an end"
+        parts.append(f"{rows} of {blocks}{_cost(f.incomplete_usd)}")
     return [(1, "left out", ", ".join(parts))] if parts else []
 
 
+def _cost(usd: float) -> str:
+    return f" ({money(usd)})" if usd else ""
+
+
 def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+    """Between two words, for half a number is another number; within one only where it takes most of the line."""
+    if len(text) <= width:
+        return text
+    place = text.rfind(" ", width // 2, width)
+    return text[: place if place > 0 else width - 1].rstrip() + "…"
 
 
 def _escaped(text: str) -> str:

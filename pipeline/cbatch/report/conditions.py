@@ -33,6 +33,10 @@ class Health:
     overhead_p99_s: float | None
     cpu_share: float | None  # of one core
     delivered: float | None  # the load that was there, as a share of what was asked
+    sent_per_s: float | None  # of an open loop: in the measured time
+    max_in_flight: int | None  # of an open loop: what the job allows
+    held_share: float | None  # of the requests' time: they waited for the account's limits
+    held_by: str | None  # the limit that was waited for longest: "requests/min"
     starved_share: float | None  # of the measured time: less was in flight than asked although prompts were due
     speed_ratio: float | None  # client's speed / server's, the median
     tainted_share: float | None
@@ -65,6 +69,10 @@ def health(
         overhead_p99_s=max((found.p99 for found in overheads), default=None),
         cpu_share=max(cpu, default=None),
         delivered=_delivered(evidence, part, in_flight),
+        sent_per_s=_sent_in_time(evidence, part) / measured_s if part.unit == "requests/s" and measured_s else None,
+        max_in_flight=_max_in_flight(evidence) if part.unit == "requests/s" else None,
+        held_share=_held_share(evidence, part) if blocks else None,
+        held_by=_held_by(evidence) if blocks else None,
         starved_share=sum(block.starved_s for block in blocks) / measured_s if measured_s else None,
         speed_ratio=_speed_ratio(evidence, part) if client and server else None,
         tainted_share=float(tainted.mean()) if len(tainted) else None,
@@ -86,13 +94,40 @@ def _delivered(evidence: Evidence, part: Group, in_flight: float | None) -> floa
         return None
     if part.unit == "in flight":
         return in_flight / part.level if in_flight is not None else None
-    # What is due in a block is sent, however late: what is sent after its measured window was not delivered in it.
-    sent, number = evidence.numbers("started_at")[part.rows], evidence.numbers("load_block")[part.rows]
-    late = sum(int((sent[number == b.number] > b.measured_from + b.measured_s).sum()) for b in part.blocks)
+    if not len(part.rows):
+        return None
     # Arrivals are random: what chance alone takes away (three standard deviations) is not missing.
     due = part.level * sum(block.measured_s for block in part.blocks)
     drawn = min(1.0, (len(part.rows) + 3 * due**0.5) / due) if due else 1.0
-    return drawn * (1 - late / len(part.rows)) if len(part.rows) else None
+    return drawn * _sent_in_time(evidence, part) / len(part.rows)
+
+
+def _sent_in_time(evidence: Evidence, part: Group) -> int:
+    """How many were first sent in the measured windows: what is due in a block is sent, however late."""
+    sent, number = evidence.numbers("started_at")[part.rows], evidence.numbers("load_block")[part.rows]
+    late = sum(int((sent[number == b.number] > b.measured_from + b.measured_s).sum()) for b in part.blocks)
+    return len(part.rows) - late
+
+
+def _max_in_flight(evidence: Evidence) -> int | None:
+    asked = ((evidence.info.get("job") or {}).get("load") or {}).get("max_in_flight")
+    return asked if isinstance(asked, int) else None
+
+
+def _held_share(evidence: Evidence, part: Group) -> float | None:
+    """The time in which requests waited to be sent, as a share of that and of the time of their answers."""
+    waited = float(np.nansum(evidence.numbers("wait_s")[part.rows]))
+    whole = waited + float(np.nansum((evidence.ended_at() - evidence.sent_at())[part.rows]))
+    return waited / whole if whole else None
+
+
+def _held_by(evidence: Evidence) -> str | None:
+    """The limit that cost the run most time; None where none did."""
+    lost: dict[str, float] = {}
+    for session in evidence.sessions:
+        for cause, seconds in (session.get("time_lost_s") or {}).items():
+            lost[cause] = lost.get(cause, 0.0) + (seconds or 0.0)
+    return max(lost, key=lost.__getitem__) if any(lost.values()) else None
 
 
 def _speed_ratio(evidence: Evidence, part: Group) -> float | None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cbatch.errors import JournalError
 from cbatch.journal import PLANNED, Journal
-from cbatch.parquet import block_counts, error_examples, measured_rows, repeated_and_cached
+from cbatch.parquet import error_examples, measured_rows, repeated_and_cached
 from cbatch.rundir import RunDir
 from cbatch.runlock import is_locked
 from cbatch.schema import COLUMNS
@@ -96,7 +96,9 @@ class Evidence:
     series: tuple[Series, ...]
     rows: Any
     warmup_rows: int
+    warmup_usd: float
     incomplete_rows: int  # of blocks that did not come to their end
+    incomplete_usd: float
     failures: Mapping[str, tuple[int, str]]  # of measured rows: kind -> how many, one message; most frequent first
     repeated_cached: int  # measured rows whose very request was sent before, and that were served from the cache
 
@@ -174,7 +176,7 @@ def read(folder: RunDir, also: Sequence[str] = (), only: Sequence[str] | None = 
     complete = [block.number for block in blocks if block.complete] if info.get("load") else None
     pending = pending_rows(folder)
     try:
-        counts = block_counts(folder.parts, pending) if complete is not None else {}
+        left_out = _left_out(folder, pending, complete) if complete is not None else {}
         names = [*(NAMES if only is None else [name for name in NAMES if name in {*only, "cached_tokens"}]), *also]
         rows = measured_rows(folder.parts, pending, names, complete)
         failures = error_examples(folder.parts, pending, complete)
@@ -182,7 +184,7 @@ def read(folder: RunDir, also: Sequence[str] = (), only: Sequence[str] | None = 
     except OSError as exc:
         raise JournalError(f"{folder.results}: {exc}", hint="`cbatch verify` says which part is damaged") from None
     state = info.get("state", "unknown")
-    warmup = sum(n for (_, phase), n in counts.items() if phase == "warmup")
+    nothing = (0, 0.0)
     return Evidence(
         folder=folder.path,
         info=info,
@@ -190,11 +192,29 @@ def read(folder: RunDir, also: Sequence[str] = (), only: Sequence[str] | None = 
         blocks=blocks,
         series=tuple(found for session in info.get("sessions") or () if (found := _series(session)) is not None),
         rows=rows,
-        warmup_rows=warmup,
-        incomplete_rows=sum(counts.values()) - warmup - rows.num_rows if complete is not None else 0,
+        warmup_rows=left_out.get("warmup", nothing)[0],
+        warmup_usd=left_out.get("warmup", nothing)[1],
+        incomplete_rows=left_out.get("incomplete", nothing)[0],
+        incomplete_usd=left_out.get("incomplete", nothing)[1],
         failures=failures,
         repeated_cached=repeated,
     )
+
+
+def _left_out(
+    folder: RunDir, pending: Sequence[Sequence[Any]], complete: Sequence[int]
+) -> dict[str, tuple[int, float]]:
+    """How many rows are in no figure, and what they cost, by why."""
+    rows = measured_rows(folder.parts, pending, ("load_block", "load_phase", "cost_usd"), None)
+    grouped = rows.group_by(["load_block", "load_phase"]).aggregate([([], "count_all"), ("cost_usd", "sum")])
+    found: dict[str, tuple[int, float]] = {}
+    for group in grouped.to_pylist():
+        is_warmup = group["load_phase"] == "warmup"
+        if is_warmup or group["load_block"] not in complete:
+            why = "warmup" if is_warmup else "incomplete"
+            count, usd = found.get(why, (0, 0.0))
+            found[why] = (count + group["count_all"], usd + (group["cost_usd_sum"] or 0.0))
+    return found
 
 
 def pending_rows(folder: RunDir) -> list[list[Any]]:

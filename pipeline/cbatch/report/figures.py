@@ -82,7 +82,9 @@ class Figures:
     ok: int
     failed: int
     warmup_rows: int
+    warmup_usd: float  # what they cost, in no other sum of money; nor is the next
     incomplete_rows: int
+    incomplete_usd: float
     incomplete_blocks: int
     models: dict[str, int]
     finish_reasons: dict[str, int]
@@ -152,7 +154,9 @@ def figures(evidence: Evidence) -> Figures:
         ok=answered,
         failed=len(ok) - answered,
         warmup_rows=evidence.warmup_rows,
+        warmup_usd=evidence.warmup_usd,
         incomplete_rows=evidence.incomplete_rows,
+        incomplete_usd=evidence.incomplete_usd,
         incomplete_blocks=len(evidence.blocks) - len(evidence.measured),
         models=models,
         finish_reasons=evidence.tally("finish_reason", ok),

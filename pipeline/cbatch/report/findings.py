@@ -9,7 +9,7 @@ from typing import Any
 from cbatch.errors import JobError
 from cbatch.gates import Gate, parse
 from cbatch.report.evidence import Evidence
-from cbatch.report.figures import Figures, figures
+from cbatch.report.figures import Figures, Level, figures
 from cbatch.report.gates import Outcome, evaluate, unjudged
 from cbatch.report.verdict import Verdict, judge, judge_level, withhold
 
@@ -26,6 +26,7 @@ class Findings:
     asked: tuple[Gate, ...]  # the gates of the job, then the further ones
     gates: tuple[Outcome, ...]  # what each came to
     exit_code: int
+    best: float | None = None  # of a search: the highest load that passed and was measured
 
 
 def find(evidence: Evidence, slo: Sequence[Gate] = ()) -> Findings:
@@ -35,11 +36,13 @@ def find(evidence: Evidence, slo: Sequence[Gate] = ()) -> Findings:
     search = (evidence.load or {}).get("search") or {}
     # In a search it is about the load that was found: those above it were to fail.
     best = [level for level in everything.levels if level.level == search.get("best")]
-    verdict = judge(replace(everything, levels=best) if best else everything, is_load=is_load)
+    named = replace(everything, levels=best) if best else everything
+    verdict = judge(named, is_load=is_load, named=everything.is_ladder)
     asked = demanded(evidence.info, slo)
     outcomes = evaluate(asked, evidence, everything)
     if verdict.client_bound:
         outcomes = [unjudged(outcome, gate) for outcome, gate in zip(outcomes, asked, strict=True)]
+    verdicts = tuple(judge_level(level, is_load=is_load) for level in everything.levels)
     code = 0
     if verdict.state == "INVALID" and (outcomes or is_load):
         code = NOT_VALID
@@ -48,11 +51,18 @@ def find(evidence: Evidence, slo: Sequence[Gate] = ()) -> Findings:
     return Findings(
         figures=withhold(everything, is_load=is_load),
         verdict=verdict,
-        levels=tuple(judge_level(level, is_load=is_load) for level in everything.levels),
+        levels=verdicts,
         asked=asked,
         gates=tuple(outcomes),
         exit_code=code,
+        best=_best(search, everything.levels, verdicts),
     )
+
+
+def _best(search: Mapping[str, Any], levels: Sequence[Level], verdicts: Sequence[Verdict]) -> float | None:
+    passed = {trial["level"] for trial in search.get("trials") or () if trial["passed"]} | {search.get("best")}
+    invalid = {one.level for one, said in zip(levels, verdicts, strict=True) if said.state == "INVALID"}
+    return max((one.level for one in levels if one.level is not None and one.level in passed - invalid), default=None)
 
 
 def as_json(evidence: Evidence, found: Findings) -> dict[str, Any]:
@@ -63,12 +73,15 @@ def as_json(evidence: Evidence, found: Findings) -> dict[str, Any]:
     for level, verdict in zip(plain["levels"], found.levels, strict=True):
         level["verdict"] = asdict(verdict)
     load = evidence.load
+    search = (load or {}).get("search")
+    if search:
+        search = search | {"best_valid": found.best}
     return (
         about
         | {"state": evidence.state, "verdict": asdict(found.verdict), "gates": [asdict(o) for o in found.gates]}
         | plain
         | {
-            "load": None if load is None else {"mode": load.get("mode"), "search": load.get("search")},
+            "load": None if load is None else {"mode": load.get("mode"), "search": search},
             "exit_code": found.exit_code,
         }
     )

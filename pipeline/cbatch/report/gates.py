@@ -86,7 +86,9 @@ def _evaluate(gate: Gate, evidence: Evidence, figures: Figures, parts: list[Grou
     passed = value >= (gate.share or 0.0) if gate.per_request else gate.holds(value)
     at = ""
     if len(parts) > 1:
-        at = part.model if part.level is None else f"{part.level:g} {part.unit}"
+        level = "" if part.level is None else f"{part.level:g} {part.unit}"
+        models = {one.model for one in parts}
+        at = ", ".join(filter(None, (part.model if len(models) > 1 else "", level)))
     if len(judged) < len(parts):
         return _outcome(gate, None if passed else False, value, n, at, "not measured everywhere", goodput)
     return _outcome(gate, passed, value, n, at, _certainty(gate, n), goodput)
@@ -124,6 +126,8 @@ def _of_a_group(
     if gate.per_request:
         met = int(attained(gate, values).sum())
         asked = len(values) + len(part.rows) - len(part.answered)
+        if not asked:
+            return None, 0, None
         rate = level.system.completed_per_s
         return met / asked, asked, rate * met / len(values) if rate is not None and met else None
     values.sort()

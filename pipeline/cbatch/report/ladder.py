@@ -7,9 +7,11 @@ from html import escape
 
 from cbatch.gates import Gate
 from cbatch.report.curves import Curve, svg
-from cbatch.report.figures import Level
+from cbatch.report.figures import Level, Spread
+from cbatch.report.intervals import floor_of
 from cbatch.report.plots import Group, duration
 
+TAILS = {"p99": floor_of(0.01), "p90": floor_of(0.1)}  # and the requests of each level that it takes to draw it
 TIMES = {"ttft_s": "time to first token", "latency_s": "request"}
 
 
@@ -27,7 +29,11 @@ def ladder(groups: Sequence[Group], gates: Sequence[Gate]) -> tuple[str, str]:
     if _has(steps, "e2e_tokens_per_s"):
         drawn.append(_users(steps))
     unit = next(iter(steps.values()))[0].unit
-    said = [f"Solid: the median, dashed: the p99; at each point the load asked ({unit})."]
+    tail = _tail(steps)
+    dashed = f"dashed: the {tail}" if tail else f"no tail: a level has fewer than {TAILS['p90']} requests"
+    said = [f"Solid: the median, {dashed}; at each point the load asked ({unit})."]
+    if tail == "p90":
+        said.append(f"A p99 needs {TAILS['p99']} requests at each level.")
     for model, levels in steps.items():
         name = f"{model}: the" if len(steps) > 1 else "The"
         best = levels[_knee(levels)]
@@ -38,6 +44,22 @@ def ladder(groups: Sequence[Group], gates: Sequence[Gate]) -> tuple[str, str]:
 def _knee(levels: Sequence[Level]) -> int:
     # Kleinrock's power: beyond its highest point more load buys more waiting than throughput.
     return max(range(len(levels)), key=lambda n: (levels[n].system.output_tokens_per_s or 0.0) / _p50(levels[n]))
+
+
+def _tail(steps: dict[str, list[Level]]) -> str:
+    """The tail that every level has requests enough for; empty where there is none."""
+    fewest = min(spread.n for levels in steps.values() for level in levels for spread in _drawn(level))
+    return next((name for name, least in TAILS.items() if fewest >= least), "")
+
+
+def _drawn(level: Level) -> list[Spread]:
+    return [(level.spreads or {})[column] for column in TIMES if column in (level.spreads or {})]
+
+
+def _limit(gate: Gate) -> str:
+    """What a line of a demand is a limit of: of one percentile, and not of the curves it lies on."""
+    of = gate.statistic or f"{100 * (gate.share or 1.0):g} % of the requests"
+    return f"{of} {gate.op} {duration(gate.threshold)}"
 
 
 def _p50(level: Level) -> float:
@@ -54,11 +76,12 @@ def _has(steps: dict[str, list[Level]], column: str) -> bool:
 
 
 def _times(steps: dict[str, list[Level]], column: str, words: str, gates: Sequence[Gate]) -> str:
-    highest = max(_at(level, column, "p99") for levels in steps.values() for level in levels)
+    tail = _tail(steps)
+    highest = max(_at(level, column, tail or "p50") for levels in steps.values() for level in levels)
     factor, unit = (1.0, "s") if highest >= 10 else (1000.0, "ms")
     curves = []
     for number, levels in enumerate(steps.values()):
-        for name in ("p50", "p99"):
+        for name in filter(None, ("p50", tail)):
             curves.append(
                 Curve(
                     points=[
@@ -67,12 +90,12 @@ def _times(steps: dict[str, list[Level]], column: str, words: str, gates: Sequen
                     labels=[f"{level.level:g}" if name == "p50" else "" for level in levels],
                     hints=[_hint(level, f"{words} {name} {duration(_at(level, column, name))}") for level in levels],
                     colour=number,
-                    dashed=name == "p99",
+                    dashed=name != "p50",
                     knee=_knee(levels) if name == "p50" else None,
                 )
             )
     limits = [
-        (factor * gate.threshold, gate.text) for gate in gates if gate.metric == column and gate.op in ("<", "<=")
+        (factor * gate.threshold, _limit(gate)) for gate in gates if gate.metric == column and gate.op in ("<", "<=")
     ]
     return _panel(steps, svg(f"{words} by throughput", "all together, tokens/s", f"{words}, {unit}", curves, limits))
 

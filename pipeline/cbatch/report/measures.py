@@ -11,6 +11,7 @@ from cbatch.report.verdict import Verdict
 from cbatch.report.words import count, ms, number, share
 
 LEVELS_SHOWN, MODELS_SHOWN = 9, 4
+WAITED = 1.05  # from schedule through the request alone: more is told apart
 
 # The lines of the table: column -> words. What was not measured has no line.
 ROWS = {
@@ -106,17 +107,31 @@ def _by_model(f: Figures) -> Table:
 def _ladder(f: Figures, verdicts: Sequence[Verdict]) -> Table:
     several = len(f.models) > 1
     unit = f.levels[0].unit or ""
-    head = (unit, "true", "req/s", "tok/s out", "speed/req", "ttft p50", "ttft p99", "total p50", "total p99", "n")
-    rows: list[tuple[str, ...]] = [head if not several else ("model", *head)]
+    # What the asked unit leaves open: how many were in flight; of those that were asked for, how many really.
+    true = "true" if unit == "in flight" else "in flight"
+    whole, name = ("resp", "response_s") if any(map(_waits, f.levels)) else ("total", "latency_s")
+    head = (unit, true, "req/s", "tok/s out", "speed/req", "ttft p50", "ttft p99", f"{whole} p50", f"{whole} p99", "n")
+    rows: list[tuple[str, ...]] = [head]
+    model = None
     for level, verdict in list(zip(f.levels, verdicts, strict=True))[:LEVELS_SHOWN]:
-        cells = _ladder_cells(level, verdict)
-        rows.append((level.model[:16], *cells) if several else cells)
+        if several and level.model != model:
+            rows.append((level.model,))
+            model = level.model
+        rows.append(_ladder_cells(level, verdict, name))
     if len(f.levels) > LEVELS_SHOWN:
         rows.append((f"and {len(f.levels) - LEVELS_SHOWN} more levels: --json",))
-    return Table(rows=rows, left=1 if several else 0)
+    return Table(rows=rows, left=0)
 
 
-def _ladder_cells(level: Level, verdict: Verdict) -> tuple[str, ...]:
+def _waits(level: Level) -> bool:
+    """Whether requests of an open loop waited beyond their time: from schedule is then what a user sees."""
+    response, latency = ((level.spreads or {}).get(name) for name in ("response_s", "latency_s"))
+    if level.unit == "in flight" or response is None or latency is None:
+        return False
+    return any(getattr(response, at) > WAITED * getattr(latency, at) for at in ("p50", "p99"))
+
+
+def _ladder_cells(level: Level, verdict: Verdict, whole: str) -> tuple[str, ...]:
     spreads, system = level.spreads, level.system
     mark = {"VALID": "", "SUSPECT": "?", "INVALID": "!"}[verdict.state]
     asked = f"{level.level:g}{mark}"
@@ -140,8 +155,8 @@ def _ladder_cells(level: Level, verdict: Verdict) -> tuple[str, ...]:
         cell("server_tokens_per_s", "p50"),
         cell("ttft_s", "p50"),
         cell("ttft_s", "p99"),
-        cell("latency_s", "p50"),
-        cell("latency_s", "p99"),
+        cell(whole, "p50"),
+        cell(whole, "p99"),
         f"{level.ok:,}",
     )
 

@@ -21,6 +21,13 @@ def ms(duration_s: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2g}"
 
 
+def time(duration_s: float) -> str:
+    """With the unit that fits: 0.00094 -> "0.94 ms"; 0.1424 -> "142 ms"; 8.66 -> "8.7 s"; 5140 -> "5,140 s"."""
+    if duration_s < 0.9995:
+        return f"{1_000 * duration_s:.3g} ms"
+    return f"{duration_s:,.0f} s" if duration_s >= 100 else f"{duration_s:.1f} s"
+
+
 def elapsed(duration_s: float) -> str:
     """61.23 -> "61.2 s"; 3725 -> "62 min"; 40000 -> "11.1 h"."""
     if duration_s < 600:
@@ -55,4 +62,4 @@ def printable(text: str) -> str:
     return "".join([c if c.isprintable() else c.encode("unicode_escape").decode() for c in text])
 
 
-__all__ = ["count", "elapsed", "large", "money", "ms", "number", "plural", "printable", "share"]
+__all__ = ["count", "elapsed", "large", "money", "ms", "number", "plural", "printable", "share", "time"]
