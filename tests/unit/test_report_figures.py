@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cbatch.report.clock import clock_of
 from cbatch.report.evidence import read
 from cbatch.report.figures import Figures, figures
 from cbatch.report.windows import flight
@@ -127,6 +129,41 @@ def test_the_steady_window_leaves_out_start_and_end(tmp_path: Path) -> None:
     assert found.completed_per_s is not None
     assert found.completed_per_s_whole is not None
     assert found.completed_per_s > 5 * found.completed_per_s_whole
+
+
+def test_the_pause_before_a_resumed_session_is_no_time_of_the_run(tmp_path: Path) -> None:
+    """The second half of 400 an hour later: the same rates, window, in-flight and sparklines as without the pause."""
+    whole = of(made_batch(tmp_path / "a", rows=400, concurrency=8))
+    middle: list[int] = []
+
+    def resumed(row: dict[str, Any], number: int) -> None:
+        if number >= 200:
+            middle.append(row["started_at"])
+            row["started_at"] += 3_600_000_000
+
+    run = made_batch(tmp_path / "b", rows=400, concurrency=8, change=resumed)
+    info = run.read_info()
+    first = info["sessions"][0] | {"series": None}
+    again = datetime.fromtimestamp(min(middle) / 1e6 + 3_600, tz=UTC)
+    info["sessions"] = [first, first | {"started_at": again.isoformat()}]
+    run.write_info(info)
+    found = of(run)
+    assert found.system.whole_s == pytest.approx(whole.system.whole_s, rel=0.05)
+    assert found.system.completed_per_s == pytest.approx(whole.system.completed_per_s or 0, rel=0.05)
+    assert found.system.in_flight == pytest.approx(8, rel=0.05)
+    assert None not in found.sparklines["latency_s" if "latency_s" in found.sparklines else "ttft"]
+    info["sessions"] = [first]  # within one session waiting is a part of it
+    run.write_info(info)
+    assert of(run).system.whole_s > 3_600
+
+
+def test_a_clock_goes_there_and_back() -> None:
+    sent, ended = np.array([100.0, 101.0, 500.0]), np.array([101.0, 103.0, 502.0])
+    clock = clock_of(sent, ended, [100.0, 500.0])
+    assert clock(sent).tolist() == [0.0, 1.0, 3.0]
+    assert clock(ended).tolist() == [1.0, 3.0, 5.0]
+    assert (clock.epoch(2.0), clock.epoch(4.0)) == (102.0, 501.0)
+    assert (clock.epoch(3.0, ending=True), clock.epoch(3.0)) == (103.0, 500.0)
 
 
 def test_a_concurrency_that_never_was_is_no_steady_window(tmp_path: Path) -> None:

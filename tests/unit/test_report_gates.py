@@ -143,6 +143,16 @@ def test_every_model_must_meet_it(tmp_path: Path) -> None:
     assert (found.passed, found.at, found.value) == (False, "b", 3.0)
 
 
+def test_in_a_ladder_of_two_models_a_gate_names_model_and_level(tmp_path: Path) -> None:
+    blocks = [MadeBlock(model=m, level=n, ttft_s=0.3 if (m, n) == ("b", 8) else 0.05) for m in "ab" for n in (4.0, 8.0)]
+    assert outcome(made_run(tmp_path / "a", blocks), "ttft_s p50 < 0.2").at == "b, 8 in flight"
+
+
+def test_a_gate_per_request_of_nothing_is_not_judged(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "a", [MadeBlock(rows=0)])
+    assert outcome(run, "ttft_s < 1 for 99%").passed is None
+
+
 def test_the_gates_of_the_job_are_held_too(tmp_path: Path) -> None:
     run = made_batch(tmp_path / "a", rows=50, job={"gates": ["latency_s p50 < 1ms", "errors < 1%"]})
     found = find(read(run), [parse("errors < 1%")])

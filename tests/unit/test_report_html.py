@@ -331,7 +331,21 @@ def test_a_ladder_says_its_knee_and_draws_its_gates(tmp_path: Path) -> None:
     text = page(run)
     assert "The most throughput per time waited (ringed) is at 8 in flight." in words(text)
     assert '<text class="slo"' in text
-    assert "ttft_s p95 &lt; 800ms" in text
+    assert "p95 &lt; 800 ms</text>" in text
+    assert "dashed: the p90;" in words(text)
+    assert "A p99 needs 662 requests at each level." in words(text)
+    assert ": time to first token p99" not in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "tail"), [(700, "dashed: the p99;"), (50, "no tail: a level has fewer than 64 requests")]
+)
+def test_a_ladder_draws_the_tail_it_has_requests_for(tmp_path: Path, rows: int, tail: str) -> None:
+    text = page(
+        made_run(tmp_path / "run", [MadeBlock(level=level, rows=rows, overhead_s=None) for level in (1.0, 8.0)])
+    )
+    assert tail in words(text)
+    assert ("<polyline class=dashed" in text) == (rows == 700)
 
 
 def test_percentiles_of_too_few_requests_are_not_printed(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_an_open_loop_that_sends_late_or_too_little_is_suspect(tmp_path: Path) -
     short.write_info(info)
     said = found(short).verdict
     assert (said.state, said.client_bound) == ("INVALID", False)
-    assert said.reasons[0].startswith("40 of 60 requests/s asked were sent")
+    assert said.reasons[0].startswith("39.9 of 60 requests/s asked were sent")
     after = made_run(tmp_path / "d", [block], mode="open")
     info = after.read_info()
     info["load"]["blocks"][0]["measured_s"] /= 4
@@ -144,6 +144,49 @@ def test_an_open_loop_that_sends_late_or_too_little_is_suspect(tmp_path: Path) -
     said = found(after).verdict
     assert (said.state, said.client_bound) == ("INVALID", False)
     assert said.reasons[0].startswith("40 of 160 requests/s asked were sent")
+
+
+def test_a_load_held_back_by_limits_is_not_client_bound_and_keeps_its_speeds(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "a", [replace(GOOD, in_flight=2.0, starved_s=9.0)], change=every(1, wait_s=1.0))
+    assert found(run).verdict.client_bound  # nobody says that there was a limit
+    info = run.read_info()
+    info["sessions"][0]["time_lost_s"] = {"tokens/min": 0.5, "requests/min": 9.0}
+    run.write_info(info)
+    said = found(run)
+    assert (said.verdict.state, said.verdict.client_bound, said.exit_code) == ("INVALID", False, 6)
+    assert said.verdict.reasons[0] == "held back by limits (requests/min): 2 in flight of 8 asked"
+    assert said.figures.spreads
+    assert said.figures.system.output_tokens_per_s
+    info["load"]["blocks"][0]["cpu_s"] = info["load"]["blocks"][0]["measured_s"]
+    run.write_info(info)
+    assert found(run).verdict.client_bound
+
+
+def test_an_open_loop_that_is_full_names_its_bound(tmp_path: Path) -> None:
+    job = {"load": {"max_in_flight": 5}}
+    run = made_run(tmp_path / "a", [MadeBlock(level=40, rows=800, unit="requests/s", in_flight=4.9)], job=job)
+    info = run.read_info()
+    block = info["load"]["blocks"][0]
+    block["measured_s"] /= 4
+    block["level"] *= 4
+    run.write_info(info)
+    said = found(run)
+    assert said.verdict.reasons[0] == (
+        "40 of 160 requests/s asked were sent: max_in_flight 5 is too low or the server too slow"
+    )
+    assert said.figures.spreads
+    block["in_flight"] = 2.0
+    run.write_info(info)
+    assert found(run).verdict.reasons[0].endswith("were sent, 2 in flight of max_in_flight 5")
+
+
+def test_of_several_levels_the_worst_value_is_told(tmp_path: Path) -> None:
+    def late(row: dict[str, Any], number: int) -> None:
+        row["sched_lag_s"] = 3.0 if row["load_level"] == 60 else 0.02
+
+    blocks = [MadeBlock(level=level, rows=100, unit="requests/s") for level in (20.0, 60.0)]
+    said = found(made_run(tmp_path / "a", blocks, mode="open", change=late)).verdict
+    assert "at 60 requests/s: sent 3.0 s behind schedule (p99) (also at 20)" in said.reasons
 
 
 def test_one_client_bound_level_makes_a_ladder_invalid_and_the_others_keep_their_figures(tmp_path: Path) -> None:

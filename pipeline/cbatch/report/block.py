@@ -246,12 +246,13 @@ def _search(evidence: Evidence, found: Findings) -> list[tuple[int, str, str]]:
         return []
     unit, slo = search.get("unit", ""), ", ".join(search.get("slo") or ())
     best, passed = found.best, search.get("best")
-    said = f"{best:g} {unit} is the highest that meets {slo}" if best is not None else f"none meets {slo}"
-    out = [(0, "search", said if passed == best else f"{said} and is valid")]
+    valid = "" if passed == best else "valid "
+    said = f"{best:g} {unit} is the highest {valid}load that meets" if best is not None else f"no {valid}load meets"
+    out = [(0, "search", f"{said} {slo}")]
     if passed is not None and passed != best:
-        out.append((0, "", f"{passed:g} {unit} passed too, but {_spoilt(passed, found)} there"))
+        out.append((0, "search", f"{passed:g} {unit} passed too, but {_spoilt(passed, found)} there"))
     elif search.get("why"):
-        out.append((1, "", _why(search["why"])))
+        out.append((1, "search", _why(search["why"])))
     return out
 
 
@@ -288,7 +289,7 @@ def sparkline(values: Sequence[float | None]) -> str:
 
 
 def _tokens(f: Figures) -> list[tuple[int, str, str]]:
-    cached = f", {100 * f.cached_tokens / f.prompt_tokens:.0f} % of them cached" if f.prompt_tokens else ""
+    cached = f", {100 * f.cached_tokens / f.prompt_tokens:.0f} % cached" if f.prompt_tokens else ""
     reasoning = f", {100 * f.reasoning_tokens / f.completion_tokens:.0f} % reasoning" if f.completion_tokens else ""
     unpriced = f" and {plural(f.unpriced, 'answer')} of unknown price" if f.unpriced and f.cost_usd is not None else ""
     each = f" ({money(f.usd_per_1k_requests)}/1k requests)" if f.usd_per_1k_requests else ""
@@ -314,7 +315,7 @@ def _left_out(f: Figures) -> list[tuple[int, str, str]]:
         parts.append(f"{plural(f.warmup_rows, 'request')} of warm-ups{_cost(f.warmup_usd)}")
     if f.incomplete_blocks:
         rows = plural(f.incomplete_rows, "request")
-        blocks = f"{plural(f.incomplete_blocks, 'block')} that did not come to an end"
+        blocks = plural(f.incomplete_blocks, "incomplete block")
         parts.append(f"{rows} of {blocks}{_cost(f.incomplete_usd)}")
     return [(1, "left out", ", ".join(parts))] if parts else []
 

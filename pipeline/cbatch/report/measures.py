@@ -15,8 +15,8 @@ WAITED = 1.05  # from schedule through the request alone: more is told apart
 
 # The lines of the table: column -> words. What was not measured has no line.
 ROWS = {
-    "server_tokens_per_s": "output speed, server tok/s",
-    "client_tokens_per_s": "output speed, client tok/s",
+    "server_tokens_per_s": "output speed srv tok/s",
+    "client_tokens_per_s": "output speed cli tok/s",
     "e2e_tokens_per_s": "end to end tok/s",
     "ttft_s": "time to first token",
     "ttfa_s": "time to first answer",
@@ -52,7 +52,7 @@ def table(f: Figures, verdicts: Sequence[Verdict]) -> Table | None:
         rows.append(_row(name, words + unit, spreads[name], scale))
         where = ("server_queue_s", "server_prompt_s", "net_s" if name == "ttft_s" else "server_completion_s")
         if name == ("ttft_s" if "ttft_s" in spreads else "latency_s") and all(part in spreads for part in where):
-            words = " / ".join(("queue", "prompt", "net" if name == "ttft_s" else "completion"))
+            words = "/".join(("queue", "prompt", "net" if name == "ttft_s" else "completion"))
             cells = "/".join(ms(spreads[part].p50) for part in where)
             rows.append((f"  {words} ms", cells, "", "", "", "", ""))
     return Table(rows=rows) if len(rows) > 1 else None
