@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pipeline" / "cbatch"
 
 ROWS = [
     "errors catalog",
-    "schema yamltext pace health throttle meter feed session",
+    "schema yamltext pace health throttle meter feed session turns",
     "gates answers measure formats parquet journal runlock filesystem purse replies metrics",
     "job response_format ratelimits sizes account gate rundir ledger publish sse transport prompts",
     "render joberrors jobschema loadplan retry crew plain report",

@@ -16,11 +16,12 @@ from cbatch.connection import Connection, Shared
 from cbatch.engine import Run
 from cbatch.errors import JobError
 from cbatch.job import MADE, Job, Load
-from cbatch.load import LoadRun, Turns
+from cbatch.load import LoadRun
 from cbatch.loadplan import FIXED_CONCURRENCY
 from cbatch.rundir import RunDir, open_run
 from cbatch.runlock import is_locked
 from cbatch.session import Changed, Options, Summary
+from cbatch.turns import Turns
 
 if TYPE_CHECKING:
     from cbatch.report.evidence import Evidence

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cbatch.load import Turns
+from cbatch.turns import Turns
 
 
 async def played(*players: tuple[str, Sequence[int], float]) -> str:
