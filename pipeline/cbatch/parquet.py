@@ -274,13 +274,6 @@ def measured_rows(
     return pa.concat_tables(found).unify_dictionaries() if found else _small(names).empty_table()
 
 
-def block_counts(parts: Sequence[Path], pending: Sequence[Sequence[Any]]) -> dict[tuple[int | None, str | None], int]:
-    """How many rows each block and phase has."""
-    found = measured_rows(parts, pending, ("load_block", "load_phase"), None)
-    grouped = found.group_by(["load_block", "load_phase"]).aggregate([([], "count_all")])
-    return {(row["load_block"], row["load_phase"]): row["count_all"] for row in grouped.to_pylist()}
-
-
 def error_examples(
     parts: Sequence[Path], pending: Sequence[Sequence[Any]], complete: Sequence[int] | None
 ) -> dict[str, tuple[int, str]]:

@@ -164,7 +164,7 @@ def _tell(job: Job, folder: RunDir, summary: Summary, *, as_json: bool, quiet: b
     evidence, found = judged
     decided(found.exit_code or summary.exit_code)
     if not (quiet or as_json):
-        told = block.lines(evidence, found)
+        told = block.lines(evidence, found, block.WIDTH if sys.stdout.isatty() else None)
         click.echo()
         for line in told if job.load else [line for line in told if line.startswith(_JUDGED)]:
             click.echo(line)

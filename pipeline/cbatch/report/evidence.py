@@ -59,8 +59,10 @@ class Block:
     requests: int
     failed: int
     rate_limited: int
-    completed: int | None  # answers that ended in the measured window, those of the warm-up included
-    completed_tokens: int | None
+    # Answers that ended in the measured window, also where they were sent before it: what the rates are made of, for
+    # what is due in it may be sent long after it. None in runs of a version that did not count them.
+    completed: int | None
+    completed_tokens: int | None  # of those answers
     in_flight: float | None
     starved_s: float
     cpu_s: float | None
