@@ -51,7 +51,7 @@ def of_mapping(content: Mapping[str, Any], overrides: Sequence[str] = ()) -> Job
         text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True)
     except yaml.YAMLError as exc:
         raise JobError(f"the job is not made of plain values: {exc}") from None
-    return parse(text, Path("job.yaml"), overrides)
+    return parse(text, Path("job"), overrides)  # for messages, and the name where it has none
 
 
 def parse(text: str, path: Path, overrides: Sequence[str] = ()) -> Job:

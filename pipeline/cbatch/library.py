@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ import orjson
 from cbatch import catalog, environment
 from cbatch.client import Client as WireClient
 from cbatch.client import Endpoint, connect
-from cbatch.errors import APIError, APIStatusError, CbatchError, JobError, RunStopped
+from cbatch.errors import APIConnectionError, APIError, APIStatusError, CbatchError, JobError, RunStopped
 from cbatch.fleet import Fleet
 from cbatch.job import Job
 from cbatch.ledger import NoLedger
@@ -49,6 +49,7 @@ from cbatch.session import Activity
 from cbatch.throttle import Throttle
 
 DEFAULT_MODEL = "gpt-oss-120b"
+TURNS_TO_END = 10  # of the loop, for requests that were cancelled
 CONCURRENCY = 1_000  # requests in flight of one `chat_parallel`; the account's limits are kept beside it
 
 Messages = Sequence[Mapping[str, Any]]
@@ -200,6 +201,7 @@ class Client:
         processes of the key on this machine. `attempts`, `timeout_s` and `connect_s` are of one request.
         Raises JobError for settings that cannot be.
         """
+        _at_least_one(concurrency)
         if sim and base_url:
             raise JobError("sim and base_url exclude each other", hint="give one of them")
         self.model = model
@@ -211,13 +213,19 @@ class Client:
         self._share = share_limits
         self._settings = _settings(limits, attempts, timeout_s, connect_s)
         self._stack = AsyncExitStack()
+        self._asking: set[asyncio.Task[Any]] = set()
+        self._closing = False
         self._fleet: Fleet | None = None
         self._wire: WireClient | None = None
 
     # -- the connection -------------------------------------------------------------------------
 
     async def __aenter__(self) -> Client:
-        """Find the key and be ready; nothing is sent yet. Raises KeyProblem where there is none."""
+        """Find the key and be ready; nothing is sent yet. Raises KeyProblem where there is none.
+
+        A server on this machine may do without a key.
+        """
+        self._closing = False
         times = self._settings.timeouts
         if self._sim:
             from cbatch.simulate import simulator
@@ -261,7 +269,12 @@ class Client:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close all connections."""
+        """Close all connections; who still waits for an answer gets an APIConnectionError."""
+        self._closing = True
+        for task in list(self._asking):
+            task.cancel()
+        for _ in range(TURNS_TO_END):  # they give back what they hold before that is gone
+            await asyncio.sleep(0)
         self._fleet = self._wire = None
         await self._stack.aclose()
 
@@ -294,22 +307,26 @@ class Client:
         `prompts` are texts or lists of messages, and pulled one by one. What dooms all of them (a refused key,
         an unknown model) is raised where nothing was answered; else the rest is Failed with it, and not sent.
         """
+        if isinstance(prompts, str):
+            raise JobError("chat_parallel takes many prompts, and read one text", hint="use ask, or a list of texts")
+        _at_least_one(concurrency or self.concurrency)
         doomed: APIError | None = None
         found: dict[int, Answer | Failed] = {}
-        pulled = enumerate(prompts)
+        pulled = enumerate(_unbroken(prompts))
 
         async def worker() -> None:
             nonlocal doomed
             for index, prompt in pulled:
+                if isinstance(prompt, _Broken):
+                    found[index] = _unsent(index, "source", f"the prompts broke off: {prompt.error}", prompt.error)
+                    return
                 if doomed is not None:
                     found[index] = _dead(index, doomed)
                     continue
                 try:
                     request = self._request(_messages(prompt, system), model, params)
                 except JobError as exc:
-                    found[index] = Failed(
-                        index=index, kind="bad_request", message=str(exc), code=None, http_status=None, error=exc
-                    )
+                    found[index] = _unsent(index, "bad_request", str(exc), exc)
                     continue
                 try:
                     outcome = await self._ask(request)
@@ -395,14 +412,25 @@ class Client:
         sender = self._fleet.sender(request.model)
         timeline = Timeline(ready=time.perf_counter())
         headers: Mapping[str, str] = {}
+        task = asyncio.current_task()
+        assert task is not None
+        self._asking.add(task)
         try:
-            outcome, paid = await send(request, sender, timeline, on_chunk=on_chunk)
+            outcome, paid = await send(request, sender, timeline, task, on_chunk)
+        except asyncio.CancelledError:
+            if self._closing and task.uncancel() == 0:
+                raise APIConnectionError("the client was closed before the answer came") from None
+            raise
         except (RunStopped, JobError) as exc:
             # What ends a batch (a refused key, an unknown model) is an error of this request, with the same advice.
             if isinstance(exc.__cause__, APIError):
                 exc.__cause__.hint = exc.hint
+                if exc.hint:
+                    exc.__cause__.add_note(f"hint: {exc.hint}")
                 raise exc.__cause__ from None
             raise
+        finally:
+            self._asking.discard(task)
         if isinstance(outcome, Failure):
             return outcome
         headers = outcome.headers
@@ -443,6 +471,7 @@ class Stream:
         task = self._start()
         while (chunk := await self._queue.get()) is not None:
             yield chunk
+        self._queue.put_nowait(None)  # for who asks again
         _whole(await task)
 
     async def answer(self) -> Answer:
@@ -514,6 +543,30 @@ def _failed(index: int, failure: Failure) -> Failed:
     )
 
 
+def _at_least_one(concurrency: int) -> None:
+    if type(concurrency) is not int or concurrency < 1:
+        raise JobError(f"concurrency is {concurrency!r}", hint="give a whole number of at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    """In place of a prompt: where they come from raised."""
+
+    error: Exception
+
+
+def _unbroken(prompts: Iterable[str | Messages]) -> Iterator[str | Messages | _Broken]:
+    """The prompts, and at the end the error of where they come from: what was paid for must not go with it."""
+    try:
+        yield from prompts
+    except Exception as exc:  # noqa: BLE001  the caller's; it is told in its place
+        yield _Broken(exc)
+
+
+def _unsent(index: int, kind: ErrorKind, message: str, error: Exception) -> Failed:
+    return Failed(index=index, kind=kind, message=message, code=None, http_status=None, error=error)
+
+
 def _dead(index: int, error: APIError) -> Failed:
     return Failed(
         index=index,
@@ -543,6 +596,8 @@ def _row(request: Request, answer: Completion, timeline: Timeline) -> list[Any]:
 
 
 def _messages(prompt: str | Messages, system: str | None) -> Messages:
+    if not isinstance(prompt, str | Sequence):
+        raise JobError(f"a prompt is {type(prompt).__name__}", hint="accepted: a text, or a list of messages")
     messages: list[Mapping[str, Any]] = [{"role": "system", "content": system}] if system is not None else []
     if isinstance(prompt, str):
         messages.append({"role": "user", "content": prompt})

@@ -152,6 +152,63 @@ async def test_what_a_caller_does_wrong_with_a_chunk_is_the_callers_error(sim: S
             await api._ask(request, explode)
 
 
+async def test_a_stream_can_be_asked_for_again_after_its_end(sim: Sim) -> None:
+    async with client(sim) as api:
+        stream = api.stream("x")
+        assert [delta async for delta in stream]
+        assert [delta async for delta in stream] == []
+
+
+async def test_nothing_is_lost_where_prompts_are_wrong_or_break_off(sim: Sim) -> None:
+    def prompts() -> Any:
+        yield "a"
+        yield None
+        yield "c"
+        raise ValueError("the file ended")
+
+    async with client(sim) as api:
+        answers = await api.chat_parallel(prompts(), concurrency=2)
+        assert [answer.ok for answer in answers] == [True, False, True, False]
+        assert isinstance(last := answers[-1], cbatch.Failed)
+        assert (last.kind, str(last.error)) == ("source", "the file ended")
+        with pytest.raises(JobError, match="read one text"):
+            await api.chat_parallel("hello")
+        with pytest.raises(JobError, match="concurrency is -1"):
+            await api.chat_parallel(["x"], concurrency=-1)
+
+
+async def test_closing_ends_what_is_under_way(sims: Callable[..., Sim]) -> None:
+    api = await client(sims("--speed", "0.05")).__aenter__()
+    many = asyncio.ensure_future(api.chat_parallel(["a"] * 20))
+    one = asyncio.ensure_future(api.ask("b"))
+    await asyncio.sleep(0.1)
+    await api.aclose()
+    with pytest.raises(APIError, match="the client was closed"):
+        await one
+    with pytest.raises(APIError, match="the client was closed"):
+        await many
+
+
+async def test_a_stream_of_a_session_that_was_left_does_not_lock_it(sims: Callable[..., Sim], tmp_path: Path) -> None:
+    from cbatch.conversations.problems import SessionError
+
+    async with client(sims("--speed", "0.5")) as api, cbatch.Conversations(api, path=tmp_path / "s.sqlite") as talk:
+        session = await talk.start_new_session()
+        left = talk.stream_message(session, "one")
+        async for _ in left:
+            break
+        answer = await asyncio.wait_for(talk.send_message(session, "two"), 20)
+        assert answer.text
+        with pytest.raises(SessionError, match="NoneType, not text"):
+            await talk.send_message(session, None)  # type: ignore[arg-type]
+        states = [message.state for message in await talk.get_chat_history(session)]
+        left = talk.stream_message(session, "three")
+        async for _ in left:
+            break
+    assert "stopped" in states
+    assert not left.is_idle or left.has_begun
+
+
 async def test_models_and_ping(sims: Callable[..., Sim]) -> None:
     async with client(sims()) as api:
         models = {model.id: model for model in await api.models()}
@@ -247,13 +304,13 @@ def test_a_wrong_job_is_an_error_in_words(sim: Sim, tmp_path: Path) -> None:
 
 
 def test_two_threads_run_two_jobs(sim: Sim, tmp_path: Path) -> None:
+    job = job_of(sim, tmp_path)
     ended: list[int] = []
 
     def work(name: str) -> None:
-        ended.append(cbatch.run(job_of(sim, tmp_path) | {"output": str(tmp_path / name)}).done)
+        ended.append(cbatch.run(job | {"output": str(tmp_path / name)}).done)
 
     threads = [threading.Thread(target=work, args=(name,)) for name in ("a", "b")]
-    job_of(sim, tmp_path)
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from cbatch.conversations import trim
 from cbatch.conversations.asking import Asked, Budgets, ask, reply_of
@@ -98,6 +98,7 @@ class Conversations(ConversationClient):
         self._budgets = Budgets()
         self._cards: dict[str, ModelCard] | None = None
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._streams: dict[str, WeakSet[MessageStream]] = {}
         self._unsaved: list[tuple[str, Turn]] = []
         self._opening = asyncio.Lock()
 
@@ -110,7 +111,12 @@ class Conversations(ConversationClient):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Write what could not be written before, if it can be now, and close file and connections."""
+        """Write what could not be written before, if it can be now, and close file and connections.
+
+        Streams that were left in the middle are stopped.
+        """
+        for session_id in list(self._streams):
+            await self._stop_left(session_id)
         with suppress(StoreError):
             await self._call(self.store.close)
         if self._owned and self._client is not None:
@@ -201,6 +207,7 @@ class Conversations(ConversationClient):
         self, session_id: str, message: str, *, attachments: Sequence[Attachment] = (), **params: Any
     ) -> Message:
         """The answer, saved together with the message; `params` are fields of this one request."""
+        _require_text(message)
         async with MessageStream(self._turn(session_id, message, attachments, params, stream=False)) as stream:
             return await stream.message()
 
@@ -208,11 +215,23 @@ class Conversations(ConversationClient):
         self, session_id: str, message: str, *, attachments: Sequence[Attachment] = (), **params: Any
     ) -> MessageStream:
         """`send_message`, as it comes."""
-        return MessageStream(self._turn(session_id, message, attachments, params, stream=True))
+        _require_text(message)
+        return self._kept(session_id, self._turn(session_id, message, attachments, params, stream=True))
 
     def retry_message(self, session_id: str, **params: Any) -> MessageStream:
         """Ask the last message again, whatever became of it; the new answer replaces the old one."""
-        return MessageStream(self._turn(session_id, None, (), params, stream=True))
+        return self._kept(session_id, self._turn(session_id, None, (), params, stream=True))
+
+    def _kept(self, session_id: str, pieces: AsyncGenerator[Delta | Message, None]) -> MessageStream:
+        stream = MessageStream(pieces)
+        self._streams.setdefault(session_id, WeakSet()).add(stream)
+        return stream
+
+    async def _stop_left(self, session_id: str) -> None:
+        """Close the streams of a session that nobody reads: else its next message would wait for them."""
+        for stream in list(self._streams.get(session_id, ())):
+            if stream.is_idle and stream.has_begun:
+                await stream.aclose()
 
     async def _turn(
         self,
@@ -227,6 +246,7 @@ class Conversations(ConversationClient):
         if message is not None and not message.strip() and not attachments:
             raise SessionError("the message is empty", hint="write something, or attach a file")
         check_attachments(attachments)
+        await self._stop_left(session_id)
         waiting = self._locks.setdefault(session_id, asyncio.Lock())  # first come, first served: before anything else
         async with waiting:
             lock, api = self.store.lock_path(await self._known(session_id)), await self._api()
@@ -403,3 +423,8 @@ class Conversations(ConversationClient):
                 continue
             break
         return await asyncio.to_thread(function, *args, **kwargs)
+
+
+def _require_text(message: object) -> None:
+    if not isinstance(message, str):  # None would mean: ask the last one again
+        raise SessionError(f"the message is {type(message).__name__}, not text", hint="retry_message asks again")

@@ -129,22 +129,34 @@ class MessageStream:
     """An answer as it comes: `async for delta in stream`, then `await stream.message()`.
 
     `aclose` stops the answer: what came of it is kept in the session, as `stopped`. So is leaving
-    `async with stream`. Nothing is sent before the first delta, or the message, is asked for.
+    `async with stream`, and so is one that was left with `break`, when the same object sends the session's next
+    message or is closed. Nothing is sent before the first delta, or the message, is asked for.
     """
 
     def __init__(self, deltas: AsyncGenerator[Delta | Message, None]) -> None:
         self._source = deltas
         self._message: Message | None = None
+        self._advancing = False
+        self.has_begun = False
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self
 
     async def __anext__(self) -> Delta:
-        async for item in self._source:
-            if not isinstance(item, Message):
-                return item
-            self._message = item
+        self._advancing = self.has_begun = True
+        try:
+            async for item in self._source:
+                if not isinstance(item, Message):
+                    return item
+                self._message = item
+        finally:
+            self._advancing = False
         raise StopAsyncIteration
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody is reading it at the moment: begun, and left without being closed, or read slowly."""
+        return not self._advancing
 
     async def message(self) -> Message:
         """The whole answer as it is saved; reads the rest of the stream. Raises what the stream raises."""
