@@ -172,7 +172,7 @@ def test_an_open_loop_that_is_full_names_its_bound(tmp_path: Path) -> None:
     run.write_info(info)
     said = found(run)
     assert said.verdict.reasons[0] == (
-        "40 of 160 requests/s asked were sent: max_in_flight 5 is too low or the server too slow"
+        "40 of 160 requests/s asked were sent on time: max_in_flight 5 is too low or the server too slow"
     )
     assert said.figures.spreads
     block["in_flight"] = 2.0

@@ -261,7 +261,7 @@ def _shortage(level: Level) -> Reason:
         if _is_held(level):
             return Reason("held", missing, f"held back by limits ({health.held_by}): {words}")
         return Reason("shortage", missing, words)
-    words = f"{count(health.sent_per_s)} of {level.level:g} requests/s asked were sent"
+    words = f"{count(health.sent_per_s)} of {level.level:g} requests/s asked were sent on time"
     if _is_held(level):
         return Reason("held", missing, f"held back by limits ({health.held_by}): {words}")
     most, there = health.max_in_flight, level.system.in_flight
