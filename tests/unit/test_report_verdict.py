@@ -177,7 +177,7 @@ def test_an_open_loop_that_is_full_names_its_bound(tmp_path: Path) -> None:
     assert said.figures.spreads
     block["in_flight"] = 2.0
     run.write_info(info)
-    assert found(run).verdict.reasons[0].endswith("were sent, 2 in flight of max_in_flight 5")
+    assert found(run).verdict.reasons[0].endswith("were sent on time, 2 in flight of max_in_flight 5")
 
 
 def test_of_several_levels_the_worst_value_is_told(tmp_path: Path) -> None:
