@@ -35,7 +35,8 @@ DEADLINE_S = 60.0  # of everything that is waited for: far more than any of it t
 T = TypeVar("T")
 
 _FORKING = """
-import gc, json, os, sys
+import gc, json, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may have it ignored
 import cbatch.cli.run, cbatch.cli.sim, cbatch.engine, pyarrow.dataset, uvloop
 from cbatch.cli import main
 gc.freeze()  # what is imported by now is shared by all, and not to be copied by looking at it
