@@ -48,7 +48,7 @@ class Hedge:
                         self._activity.hedged += 1
                         self._activity.sent += 1
                         tasks.append(asyncio.ensure_future(self._second(body, deadline_s, cost)))
-                        await asyncio.sleep(0)  # it begins, though the first may be in: it was counted, and has a permit
+                        await asyncio.sleep(0)  # it begins, even if the first is in: it was counted, it has a permit
                         break
                     wait_s = LOOK_AGAIN_S
                 await asyncio.wait({first}, timeout=wait_s)
