@@ -250,7 +250,9 @@ def test_a_late_answer_is_asked_for_again(job: JobFolder, sims: Sims) -> None:
     assert summary["elapsed_s"] < 10
     assert (summary["retries"], summary["outages"]) == (0, 0)
     assert summary["hedged"] >= job.sim.stats()["faults"]["stall"] > 3
-    assert summary["sent"] == job.sim.requests == 500 + summary["hedged"]
+    assert summary["sent"] == 500 + summary["hedged"]
+    # A second request may be called back while its connection is being made: counted, and never there.
+    assert summary["sent"] - 3 <= job.sim.requests <= summary["sent"]
 
 
 def test_asking_again_keeps_to_its_share(job: JobFolder, sims: Sims) -> None:
