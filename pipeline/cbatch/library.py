@@ -407,11 +407,10 @@ class Client:
         )
 
     async def _ask(self, request: Request, on_chunk: Any = None) -> Answer | Failure:
-        assert self._fleet is not None or self._open
+        _ = self._open  # raises where the client is not open
         assert self._fleet is not None
         sender = self._fleet.sender(request.model)
         timeline = Timeline(ready=time.perf_counter())
-        headers: Mapping[str, str] = {}
         task = asyncio.current_task()
         assert task is not None
         self._asking.add(task)
@@ -433,7 +432,6 @@ class Client:
             self._asking.discard(task)
         if isinstance(outcome, Failure):
             return outcome
-        headers = outcome.headers
         costs = [cost_usd(answer, sender.price) for answer in paid]
         row = _row(request, outcome, timeline)
         return Answer(
@@ -449,7 +447,7 @@ class Client:
             served_model=outcome.served_model,
             request_id=outcome.request_id,
             system_fingerprint=outcome.system_fingerprint,
-            headers=headers,
+            headers=outcome.headers,
             body=request.body,
         )
 
