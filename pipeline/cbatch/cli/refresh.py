@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from cbatch import catalog
 from cbatch.catalog import ACCEPTED_ID, ACCEPTED_SIZES, MAX_MODELS, ModelCard, are_sizes, is_id, is_usd, quote
+from cbatch.cli.files import replace_whole
 from cbatch.cli.words import plural
 from cbatch.errors import JobError, RunStopped
 
@@ -133,29 +133,16 @@ def check_target(path: Path) -> None:
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
     """Replace the file whole or leave it as it was. Raises RunStopped."""
-    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():  # a rename would replace a device
             raise RunStopped(f"{path}: not a file, so not replaced", hint="name another with --catalog FILE")
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        with open(handle, "wb") as file:  # noqa: PTH123  # an open descriptor, not a path
-            file.write(json.dumps(content, indent=2).encode() + b"\n")
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        temporary = None
+        replace_whole(path, json.dumps(content, indent=2).encode() + b"\n", 0o644)
     except OSError as exc:
         raise RunStopped(
             f"{path}: cannot be written: {exc.strerror or exc}; what was there is unchanged",
             hint="free some space or make the folder writable, or name another file with --catalog FILE",
         ) from None
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink()
 
 
 def changes(before: Mapping[str, ModelCard], after: Mapping[str, ModelCard], listed: frozenset[str]) -> Changes:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from cbatch.cli.files import replace_whole
 from cbatch.cli.shared import connection_options, json_option, print_json, run_async
 from cbatch.cli.words import count, duration, money, plural, printable, rate
 from cbatch.errors import JobError
@@ -239,24 +237,12 @@ def _print(text: str) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Write a file whole or not at all, for this user only: it is a private conversation. Raises JobError."""
-    temporary: Path | None = None
     try:
         if path.exists() and not path.is_file():  # /dev/stdout, a pipe
             path.write_text(text, "utf-8")
-            return
-        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
-        temporary = Path(name)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        temporary = None
+        else:
+            replace_whole(path, text.encode())
     except OSError as exc:
         raise JobError(
             f"{path}: cannot be written: {exc.strerror or exc}", hint="name another file with --output FILE"
         ) from None
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink()
