@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pipeline" / "cbatch"
 
 ROWS = [
     "errors catalog",
-    "schema yamltext pace health throttle meter feed session turns",
+    "schema yamltext pace health throttle meter feed session turns responses",
     "gates answers measure formats parquet journal runlock filesystem purse replies metrics",
     "job response_format ratelimits sizes account gate rundir ledger publish sse transport prompts",
     "render joberrors jobschema loadplan retry crew plain report",
@@ -20,7 +20,7 @@ ROWS = [
     "send plan simulate",
     "fleet connection",
     "engine library sdk",
-    "load conversations",
+    "load conversations gateway",
     "jobs",
     "sim",
     "cli",
@@ -29,8 +29,9 @@ ROW = {name: row for row, names in enumerate(ROWS) for name in names.split()}
 
 HOMES = {
     "aiohappyeyeballs": {"plain"},
-    "aiohttp": {"transport", "plain", "sim"},
+    "aiohttp": {"transport", "plain", "sim", "gateway"},
     "aiolimiter": {"engine"},
+    "backports": {"gateway"},
     "click": {"cli"},
     "dotenv": {"environment"},
     "ijson": {"formats"},
@@ -42,7 +43,7 @@ HOMES = {
     "prometheus_client": {"metrics"},
     "prompt_toolkit": {"cli"},
     "pyarrow": {"source", "formats", "parquet"},
-    "pydantic": {"job", "jobfile", "joberrors", "verify", "library", "sdk"},
+    "pydantic": {"job", "jobfile", "joberrors", "verify", "library", "sdk", "gateway"},
     "rich": {"cli"},
     "scipy": {"compare"},
     "sqlite3": {"journal", "conversations"},

@@ -75,6 +75,8 @@ class ModelCard:
     max_output_tokens: int
     tokens_per_s: float | None
     tiers: dict[str, Quota]
+    efforts: tuple[str, ...] | None = None  # values of reasoning_effort; None: unknown
+    vision: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +153,8 @@ def packaged_catalog() -> _Catalog:
             max_output_tokens=m["max_output"],
             tokens_per_s=m["tokens_per_s"],
             tiers={tier: Quota(**quota) for tier, quota in m["tiers"].items()},
+            efforts=tuple(m["efforts"]),
+            vision=m["vision"],
         )
         for name, m in raw["models"].items()
     }

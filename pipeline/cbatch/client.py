@@ -20,6 +20,7 @@ from cbatch.sse import Decoder, is_stream, read_stream
 from cbatch.transport import Endpoint, OnRead, Transport, session_transport
 
 OnChunk = Callable[[dict[str, Any]], None]
+OnReply = Callable[[Reply], None]
 
 DEFAULT_BASE_URL = "https://api.cerebras.ai"
 KEY_CHARS = 16  # a shorter key, such as EMPTY, may be a word of an answer
@@ -60,11 +61,16 @@ class Client:
         self._key_in_answers = len(endpoint.key or "") >= KEY_CHARS
 
     async def complete(
-        self, body: bytes, deadline_s: float | None = None, on_chunk: OnChunk | None = None
+        self,
+        body: bytes,
+        deadline_s: float | None = None,
+        on_chunk: OnChunk | None = None,
+        on_reply: OnReply | None = None,
     ) -> Completion:
         """Send one chat completion request; a whole answer may take `deadline_s`. Raises APIError.
 
         `on_chunk` gets each chunk of a stream as it comes; what they add up to is checked at the end.
+        `on_reply` gets the whole answer as the server wrote it, before it is read.
         """
         on_read = None
         broken: list[Exception] = []
@@ -83,6 +89,8 @@ class Client:
         reply = await self._exchange("POST", self._chat, body, deadline_s, on_read)
         if broken:
             raise broken[0]
+        if on_reply is not None and reply.status == 200:
+            on_reply(reply)
         if reply.status == 200 and is_stream(reply.body):
             return read_stream(reply)
         return read_completion(reply)
@@ -132,6 +140,8 @@ __all__ = [
     "DEFAULT_BASE_URL",
     "Client",
     "Endpoint",
+    "OnChunk",
+    "OnReply",
     "Reply",
     "connect",
     "normalise_base_url",

@@ -24,7 +24,7 @@ import orjson
 
 from cbatch import catalog, environment
 from cbatch.client import Client as WireClient
-from cbatch.client import Endpoint, connect
+from cbatch.client import Endpoint, OnChunk, OnReply, connect
 from cbatch.errors import APIConnectionError, APIError, APIStatusError, CbatchError, JobError, RunStopped
 from cbatch.fleet import Fleet
 from cbatch.job import Job
@@ -191,6 +191,7 @@ class Client:
         attempts: int = 6,
         timeout_s: float = 180.0,
         connect_s: float = 10.0,
+        max_wait_s: float = 120.0,
         concurrency: int = CONCURRENCY,
         share_limits: bool = True,
         default_headers: Mapping[str, str] | None = None,
@@ -198,7 +199,8 @@ class Client:
         """The key is looked for as by the commands, unless `api_key` or `api_key_file` is given.
 
         `limits` is that of job.yaml; `share_limits` keeps the account's limits together with all other
-        processes of the key on this machine. `attempts`, `timeout_s` and `connect_s` are of one request.
+        processes of the key on this machine. `attempts`, `timeout_s` and `connect_s` are of one request, and
+        `max_wait_s` is the longest wait that a server may ask for before one.
         Raises JobError for settings that cannot be.
         """
         _at_least_one(concurrency)
@@ -211,7 +213,8 @@ class Client:
         self._key, self._key_file = api_key, Path(api_key_file) if api_key_file is not None else None
         self._headers = dict(default_headers or {})
         self._share = share_limits
-        self._settings = _settings(limits, attempts, timeout_s, connect_s)
+        self._settings = _settings(limits, attempts, timeout_s, connect_s, max_wait_s)
+        self.activity = Activity()
         self._stack = AsyncExitStack()
         self._asking: set[asyncio.Task[Any]] = set()
         self._closing = False
@@ -250,7 +253,7 @@ class Client:
             self._wire,
             purse=Purse(None, None, spent_usd=0.0, spent_tokens=0),
             ledger=NoLedger(),
-            activity=Activity(),
+            activity=self.activity,
             throttle=Throttle(self.concurrency, self.concurrency),
             left=None,
             caps={},
@@ -360,9 +363,39 @@ class Client:
         request = self._request(_messages(prompt, system), model, params | {"stream": True})
         return Stream(self, request)
 
+    async def send(
+        self,
+        body: bytes,
+        *,
+        model: str,
+        limit: int | None = None,
+        on_chunk: OnChunk | None = None,
+        on_reply: OnReply | None = None,
+        timeline: Timeline | None = None,
+    ) -> Answer | Failure:
+        """The outcome of a request that is JSON already, for `model` and at most `limit` tokens of answer.
+
+        `on_chunk` gets the chunks of a stream as they come, `on_reply` a whole answer as the server wrote it.
+        Raises APIError for what would fail every other request, too.
+        """
+        return await self._ask(_request(model, body, limit), on_chunk, on_reply, timeline)
+
+    def waiting_for(self) -> tuple[str, float] | None:
+        """What the first request that waits for the account's limits waits for, and how long still (s)."""
+        return self._fleet.waiting_for() if self._fleet else None
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for the account's limits."""
+        return self._fleet.waiting if self._fleet else 0
+
     async def models(self) -> list[ModelCard]:
         """The models this key sees, with context and prices where they are known. Raises APIError."""
         return [_card(entry) for entry in await self._open.models()]
+
+    async def served(self) -> list[dict[str, Any]]:
+        """The same list as the server writes it. Raises APIError."""
+        return await self._open.models()
 
     async def ping(self, model: str | None = None) -> Ping:
         """One short answer: that it works, and how fast. Raises APIError."""
@@ -393,29 +426,24 @@ class Client:
         except TypeError as exc:
             raise JobError(f"the request cannot be sent as JSON: {exc}") from None
         limit = body.get("max_completion_tokens") or body.get("max_tokens")
-        limit = limit if isinstance(limit, int) and limit > 0 else None
-        card = catalog.card(model)
-        estimate = len(encoded) // BYTES_PER_TOKEN + PREAMBLE_TOKENS
-        most = min(DEFAULT_RESERVE_TOKENS, card.max_output_tokens if card else DEFAULT_RESERVE_TOKENS)
-        return Request(
-            model=model,
-            body=encoded,
-            digest=b"",
-            prompt_tokens_estimate=estimate,
-            reserve_tokens=estimate + (limit or most),
-            limit_tokens=limit or most,
-        )
+        return _request(model, encoded, limit if isinstance(limit, int) and limit > 0 else None)
 
-    async def _ask(self, request: Request, on_chunk: Any = None) -> Answer | Failure:
+    async def _ask(
+        self,
+        request: Request,
+        on_chunk: OnChunk | None = None,
+        on_reply: OnReply | None = None,
+        timeline: Timeline | None = None,
+    ) -> Answer | Failure:
         _ = self._open  # raises where the client is not open
         assert self._fleet is not None
         sender = self._fleet.sender(request.model)
-        timeline = Timeline(ready=time.perf_counter())
+        timeline = timeline or Timeline(ready=time.perf_counter())
         task = asyncio.current_task()
         assert task is not None
         self._asking.add(task)
         try:
-            outcome, paid = await send(request, sender, timeline, task, on_chunk)
+            outcome, paid = await send(request, sender, timeline, task, on_chunk, on_reply)
         except asyncio.CancelledError:
             if self._closing and task.uncancel() == 0:
                 raise APIConnectionError("the client was closed before the answer came") from None
@@ -508,6 +536,20 @@ class Stream:
         self._queue.put_nowait(None)
         if not task.cancelled():
             task.exception()  # seen: whoever waits is told, and nobody may
+
+
+def _request(model: str, body: bytes, limit: int | None) -> Request:
+    card = catalog.card(model)
+    estimate = len(body) // BYTES_PER_TOKEN + PREAMBLE_TOKENS
+    most = min(DEFAULT_RESERVE_TOKENS, card.max_output_tokens if card else DEFAULT_RESERVE_TOKENS)
+    return Request(
+        model=model,
+        body=body,
+        digest=b"",
+        prompt_tokens_estimate=estimate,
+        reserve_tokens=estimate + (limit or most),
+        limit_tokens=limit or most,
+    )
 
 
 def _delta(chunk: Mapping[str, Any]) -> Delta | None:
@@ -619,7 +661,9 @@ def _card(entry: Mapping[str, Any]) -> ModelCard:
     )
 
 
-def _settings(limits: Mapping[str, Any] | str | None, attempts: int, timeout_s: float, connect_s: float) -> Job:
+def _settings(
+    limits: Mapping[str, Any] | str | None, attempts: int, timeout_s: float, connect_s: float, max_wait_s: float
+) -> Job:
     """The part of a job that a client has."""
     from pydantic import ValidationError
 
@@ -629,7 +673,7 @@ def _settings(limits: Mapping[str, Any] | str | None, attempts: int, timeout_s: 
         "input": {"path": ["-"]},
         "prompt": "-",
         "limits": limits or "auto",
-        "retry": {"attempts": attempts},
+        "retry": {"attempts": attempts, "max_wait_s": float(max_wait_s)},
         "timeouts": {"total_s": float(timeout_s), "connect_s": float(connect_s)},
         "folder": ".",
     }

@@ -18,7 +18,7 @@ import orjson
 from cbatch import ratelimits, retry
 from cbatch.answers import AnswerCheck
 from cbatch.catalog import Price
-from cbatch.client import Client, OnChunk
+from cbatch.client import Client, OnChunk, OnReply
 from cbatch.errors import (
     APIConnectionError,
     APIError,
@@ -85,11 +85,12 @@ async def send(
     timeline: Timeline,
     task: asyncio.Task[Any] | None = None,
     on_chunk: OnChunk | None = None,
+    on_reply: OnReply | None = None,
 ) -> tuple[Completion | Failure, list[Completion]]:
     """The outcome of one request, and every answer that was paid for on the way.
 
     `on_chunk` gets the chunks of a stream as they come: once there was one, a failure is not tried again,
-    for whoever saw them would see them twice. `task` is the current one; who sends many asks for it once,
+    for whoever saw them would see them twice. `on_reply` gets the answers unread. `task` is the current one; who sends many asks for it once,
     because that is a system call (getpid) up to Python 3.11.
 
     Marks `timeline`. Raises RunStopped if every other prompt would fail too, BudgetReached before the
@@ -147,8 +148,8 @@ async def send(
         # Whether the endpoint is gone or only slow is what a try is to find out.
         deadline_s = sender.total_s if sender.health.is_down else sizes.deadline_s(most, counted - 1, sender.total_s)
         try:
-            if on_chunk is not None:
-                completion = await sender.api.complete(body, deadline_s, tap)
+            if on_chunk is not None or on_reply is not None:
+                completion = await sender.api.complete(body, deadline_s, tap if on_chunk else None, on_reply)
             elif sender.hedge is None:
                 completion = await sender.api.complete(body, deadline_s)
             else:

@@ -14,6 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -320,3 +321,78 @@ def questions(count: int) -> list[dict[str, Any]]:
         if len(found := [json.loads(line) for line in lines if line]) == count:
             return found
     return [{"question": f"What is {n} plus {n * 7}? " + "Explain. " * (n % 30)} for n in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One HTTP answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def events(self) -> list[Any]:
+        """The data of an event stream, in order; what is no JSON is a text."""
+        found = []
+        for block in self.body.replace(b"\r\n", b"\n").split(b"\n\n"):
+            for line in block.split(b"\n"):
+                if line.startswith(b"data: "):
+                    text = line[6:].decode()
+                    found.append(json.loads(text) if text.startswith(("{", "[{")) else text)
+        return found
+
+
+class Gateway:
+    """A running `cbatch serve`."""
+
+    def __init__(self, url: str, process: Process) -> None:
+        self.url, self.process = url, process
+
+    def ask(
+        self, path: str, body: Any = None, headers: dict[str, str] | None = None, method: str | None = None
+    ) -> Said:
+        """POST with a body (JSON unless bytes), GET without."""
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", **(headers or {})}
+        request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=DEADLINE_S) as response:
+                return Said(response.status, _lower(response.headers), response.read())
+        except urllib.error.HTTPError as exc:
+            with exc:
+                return Said(exc.code, _lower(exc.headers), exc.read())
+
+    def stop(self, signum: int = signal.SIGTERM) -> Result:
+        self.process.signal(signum)
+        return self.process.wait()
+
+
+def _lower(headers: Any) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+@pytest.fixture
+def gateways(forking: Forking, tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
+    """`gateways(sim, "--log", "logs")` is a gateway in front of it, on a free port, with its folder as home."""
+    started: list[Process] = []
+
+    def start(
+        sim: Sim | str, *args: str, key: str | None = "key", cwd: Path = tmp_path, first: str = ""
+    ) -> Gateway:
+        url = sim if isinstance(sim, str) else sim.url
+        process = forking.start(["serve", "--port", "0", "--base-url", url, *args], key=key, cwd=cwd, first=first)
+        started.append(process)
+        # With --json, stdout is for the one object at the end.
+        first_line = (lambda: process.err.partition("\n")[0]) if "--json" in args else (lambda: process.first_line)
+        wait_for(lambda: first_line() or process.ended is not None, "the address of cbatch serve")
+        assert first_line().startswith("http"), process.err
+        return Gateway(first_line(), process)
+
+    yield start
+    for process in started:
+        process.kill()

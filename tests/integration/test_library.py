@@ -90,12 +90,12 @@ async def test_what_dooms_all_is_raised_and_loses_no_answer(sims: Callable[..., 
     async with client(sim) as api:
         real, asked = api._ask, 0
 
-        async def ask(request: Any, on_chunk: Any = None) -> Any:
+        async def ask(request: Any, *rest: Any) -> Any:
             nonlocal asked
             asked += 1
             if asked > 4:
                 raise AuthenticationError("revoked", status=401)
-            return await real(request, on_chunk)
+            return await real(request, *rest)
 
         api._ask = ask  # type: ignore[method-assign]
         answers = await api.chat_parallel([str(n) for n in range(20)], concurrency=1)

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("status", "Show how far a run is and what is left."),
     "report": ("report", "Print the measurements of a run."),
     "compare": ("compare", "Did it get slower, costlier, worse? A verdict."),
+    "export": ("export", "Write a run's rows as JSONL, CSV, Parquet, batch lines."),
     "verify": ("verify", "Prove a run: one row per prompt, nothing missing."),
     "init": ("init", "Write a commented job.yaml and sample rows."),
     "schema": ("schema", "Print the JSON Schema of job.yaml, for editors."),
@@ -37,9 +38,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("ask", "Ask one prompt; the answer is streamed to stdout."),
     "chat": ("chat", "Chat with a model; conversations are saved."),
     "sessions": ("sessions", "Saved conversations: list, show, export, end."),
+    "serve": ("serve", "Serve OpenAI clients here, Codex CLI too, on Cerebras."),
     "sim": ("sim", "Serve a local Cerebras: same wire format, limits, faults."),
 }
-PRICED = ("run", "plan", "models")  # the commands that read the catalog; not sim, which a run starts for itself
+PRICED = (
+    "run",
+    "plan",
+    "models",
+    "serve",
+)  # these read the catalog; not sim, which a run starts for itself
 
 
 class _Lazy(click.Group):

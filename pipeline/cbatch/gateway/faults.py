@@ -1,0 +1,123 @@
+"""What went wrong -> what a client is told: a status with a body, or an event inside the stream.
+
+Codex reads the message of few statuses, and repeats a request of its own accord after most; what it
+understands inside a stream is in `event_of`. The table behind it was measured with four versions of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+import orjson
+
+from cbatch import ratelimits
+from cbatch.errors import APIError, APIStatusError, APITimeoutError
+from cbatch.schema import Failure
+
+LIMITED = "rate_limit_exceeded"
+TOO_LONG = "context_length_exceeded"
+AGAIN_S = 5.0  # what a refusal without a time says: the pacer has waited before
+
+_TYPES = {400: "invalid_request_error", 401: "authentication_error", 402: "insufficient_quota", 429: "rate_limit_error"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """An error as an OpenAI client knows it; `retry_after_s` is when to try again, if anyone knows."""
+
+    status: int
+    message: str
+    type: str | None = None
+    code: str | None = None
+    param: str | None = None
+    retry_after_s: float | None = None
+
+    def body(self) -> bytes:
+        """The JSON that every OpenAI client reads."""
+        return orjson.dumps({"error": self.error()})
+
+    def error(self) -> dict[str, Any]:
+        """The object under `error`."""
+        kind = self.type or _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+
+    def headers(self) -> dict[str, str]:
+        """Of the answer; `retry-after` in whole seconds, as the SDKs read it."""
+        headers = {"Content-Type": "application/json"}
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(max(1, round(self.retry_after_s + 0.49)))
+        return headers
+
+
+class Refused(Exception):
+    """A request ends with this problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+def problem_of(error: APIError, now: datetime) -> Problem:
+    """What the upstream's error is for the client: its own status and words, where it has them."""
+    if isinstance(error, APIStatusError):
+        wait_s = ratelimits.stated_wait_s(error.headers, now)
+        if wait_s is None and error.status == 429:
+            wait_s = ratelimits.reset_s(error.headers)
+        return Problem(
+            status=error.status,
+            message=str(error).removeprefix(f"HTTP {error.status}: "),
+            type=error.type,
+            code=error.code,
+            param=error.param,
+            retry_after_s=wait_s,
+        )
+    if isinstance(error, APITimeoutError):
+        return Problem(status=504, message=f"upstream: {error}", code="upstream_timeout")
+    return Problem(status=502, message=f"upstream: {error}", code=getattr(error, "code", None) or "upstream_error")
+
+
+def failed(failure: Failure, now: datetime) -> Problem:
+    """What a request that was tried to its end is for the client."""
+    if isinstance(failure.error, APIError):
+        return problem_of(failure.error, now)
+    if failure.code == "never_fits":  # waiting would not help, so it is no 429
+        return Problem(status=400, message=failure.message, code="request_exceeds_rate_limit")
+    return Problem(status=502, message=failure.message, code=failure.code or failure.kind)
+
+
+def waited(what: str, waited_s: float, left_s: float) -> Problem:
+    """The account's limits let nothing through for longer than a client should wait."""
+    message = f"waited {waited_s:.0f} s for {what}; the account's limit is used up"
+    return Problem(
+        status=429, message=message, code=LIMITED, retry_after_s=max(left_s, 1.0) if left_s < math.inf else AGAIN_S
+    )
+
+
+def event_of(problem: Problem) -> tuple[str, str]:
+    """(code, message) of `response.failed`, so that Codex waits, gives up or repeats as it should."""
+    message = problem.message or f"HTTP {problem.status}"
+    if problem.status == 429:
+        again_s = AGAIN_S if problem.retry_after_s is None else max(problem.retry_after_s, 0.1)
+        return LIMITED, f"{message.rstrip('. ')}. Please try again in {again_s:.1f}s."
+    if problem.code == TOO_LONG:
+        return TOO_LONG, message
+    if problem.status == 402:
+        return "insufficient_quota", message
+    if problem.status in (400, 413, 422):
+        return "invalid_prompt", message
+    return "server_error", message
+
+
+def is_told_in_stream(problem: Problem) -> bool:
+    """Whether Codex loses the message, or what it should do, where this comes as a status."""
+    return problem.status == 429 or problem.code == TOO_LONG
+
+
+def as_overflow(problem: Problem) -> Problem:
+    """The same with the code that clients look for, where the upstream says in other words that it is too long."""
+    if problem.status in (400, 413, 422) and problem.code != TOO_LONG and "context length" in problem.message.lower():
+        return replace(problem, code=TOO_LONG)
+    return problem

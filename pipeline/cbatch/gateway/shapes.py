@@ -1,0 +1,93 @@
+"""What a stream looks like to the client: chunks of the upstream -> bytes, in either protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import orjson
+
+from cbatch.gateway.exchange import Exchange
+from cbatch.gateway.faults import Problem, event_of
+from cbatch.responses import Events, Translation, encode
+
+
+class Shape(Protocol):
+    """Writes one stream; every method returns the bytes to send next."""
+
+    def begin(self) -> bytes:
+        """Before the first chunk."""
+        ...
+
+    def chunk(self, chunk: Mapping[str, Any]) -> bytes:
+        """For one chunk of the upstream."""
+        ...
+
+    def end(self) -> bytes:
+        """After a whole answer."""
+        ...
+
+    def fail(self, problem: Problem) -> bytes:
+        """After an answer that broke off."""
+        ...
+
+    def keep_alive(self) -> bytes:
+        """While the upstream is silent."""
+        ...
+
+
+class ResponsesShape:
+    """The events of the Responses API."""
+
+    def __init__(self, exchange: Exchange, translation: Translation, response_id: str) -> None:
+        self._exchange = exchange
+        self.events = Events(translation, response_id=response_id, created_at=int(exchange.started_at.timestamp()))
+
+    def begin(self) -> bytes:
+        """`response.created`, which the SDKs want first."""
+        return self._encoded(self.events.start())
+
+    def chunk(self, chunk: Mapping[str, Any]) -> bytes:
+        """The events that this chunk makes; b"" for none."""
+        return self._encoded(self.events.chunk(chunk))
+
+    def end(self) -> bytes:
+        """The ends of what is open, and `response.completed`, `.incomplete` or `.failed`."""
+        return self._encoded(self.events.finish())
+
+    def fail(self, problem: Problem) -> bytes:
+        """`response.failed`, the only failure that Codex reads."""
+        return self._encoded(self.events.fail(*event_of(problem)))
+
+    def keep_alive(self) -> bytes:
+        """Codex counts only data as a sign of life; the SDKs know no such event, but comments."""
+        return b'data: {"type":"keepalive"}\n\n' if self._exchange.is_codex else b": keep-alive\n\n"
+
+    def _encoded(self, events: list[dict[str, Any]]) -> bytes:
+        if self._exchange.keeps:
+            self._exchange.events += events
+        return b"".join(map(encode, events))
+
+
+class ChatShape:
+    """The chunks as they came."""
+
+    def begin(self) -> bytes:
+        """Nothing."""
+        return b""
+
+    def chunk(self, chunk: Mapping[str, Any]) -> bytes:
+        """The chunk."""
+        return b"data: " + orjson.dumps(chunk) + b"\n\n"
+
+    def end(self) -> bytes:
+        """The mark without which an answer is not whole."""
+        return b"data: [DONE]\n\n"
+
+    def fail(self, problem: Problem) -> bytes:
+        """The error where a chunk would be, and no mark."""
+        return b"data: " + orjson.dumps({"error": problem.error(), "status_code": problem.status}) + b"\n\n"
+
+    def keep_alive(self) -> bytes:
+        """A comment."""
+        return b": keep-alive\n\n"
