@@ -7,13 +7,25 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import click
 
 from cbatch.cli.shared import run_async
 from cbatch.errors import JobError, RunStopped
-from cbatch.sim import FAULTS, HEADER_SETS, OUTAGES, RESET_STYLES, TIERS, WINDOWS, SimConfig, serve
+from cbatch.sim import (
+    FAULTS,
+    HEADER_SETS,
+    OUTAGES,
+    REFUSALS,
+    RESET_STYLES,
+    TIERS,
+    WINDOWS,
+    SimConfig,
+    read_script,
+    serve,
+)
 
 
 def _faults(values: tuple[str, ...]) -> dict[str, float]:
@@ -31,7 +43,10 @@ def _faults(values: tuple[str, ...]) -> dict[str, float]:
 
 
 @click.command(
-    epilog="Example: cbatch sim --port 8080 --tier free-trial --fault server_error=0.05\n\nFaults: " + ", ".join(FAULTS)
+    epilog="Example: cbatch sim --port 8080 --tier free-trial --fault server_error=0.05\n\nFaults: "
+    + ", ".join(FAULTS)
+    + "\n\nTo refuse: "
+    + ", ".join(REFUSALS)
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, help="Port; 0 picks a free one.")
@@ -96,10 +111,30 @@ def _faults(values: tuple[str, ...]) -> dict[str, float]:
     show_default=True,
     help="Close every connection without an answer, or answer 503.",
 )
+@click.option(
+    "--script",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Answer by the rules of this file, JSON or JSON Lines; see `python -m pydoc cbatch.sim.script`.",
+)
+@click.option(
+    "--refuse",
+    multiple=True,
+    metavar="NAME",
+    type=click.Choice(list(REFUSALS)),
+    help="Be stricter: 400 for such requests; repeatable.",
+)
+@click.option("--record", is_flag=True, help="Show the last requests, without keys, at GET /_sim/requests.")
 @click.option("--key", "api_key", metavar="KEY", help="Accept only this made-up key [default: any but wrong…].")
 @click.option("--until-stdin-closes", is_flag=True, hidden=True)
 def command(
-    host: str, port: int, fault: tuple[str, ...], no_refund: bool, until_stdin_closes: bool, **settings: Any
+    host: str,
+    port: int,
+    fault: tuple[str, ...],
+    no_refund: bool,
+    script: Path | None,
+    until_stdin_closes: bool,
+    **settings: Any,
 ) -> None:
     """Serve a local Cerebras: same wire format, limits, speeds and faults.
 
@@ -107,7 +142,8 @@ def command(
     of a run against it say nothing about the real service.
     """
     try:  # every other option is named like the field it sets
-        config = SimConfig(faults=_faults(fault), refund=not no_refund, **settings)
+        rules = () if script is None else read_script(script)
+        config = SimConfig(faults=_faults(fault), refund=not no_refund, script=rules, **settings)
     except ValueError as exc:
         message, _, hint = str(exc).partition("\n")
         raise JobError(f"sim: {message}", hint=hint or None) from None

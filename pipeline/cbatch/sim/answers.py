@@ -20,12 +20,25 @@ from .models import Model
 from .schemas import instance
 from .validate import Chat
 
-__all__ = ["Answer", "ToolCall", "compose", "fingerprint", "prompt_tag", "prompt_tokens", "tokens"]
+__all__ = [
+    "CALL_TOKENS",
+    "CHARS_PER_TOKEN",
+    "Answer",
+    "ToolCall",
+    "call_id",
+    "compose",
+    "cut",
+    "fingerprint",
+    "prompt_tag",
+    "prompt_tokens",
+    "show",
+    "tokens",
+]
 
-_CHARS_PER_TOKEN = 4
+CHARS_PER_TOKEN = 4
 _IMAGE_TOKENS = 280  # the most one image costs
 _MESSAGE_TOKENS = 4  # per message after the first: its role and separators
-_CALL_TOKENS = 8  # a tool call's framing
+CALL_TOKENS = 8  # a tool call's framing
 
 _ALL_SENTENCES = [
     f"{subject} {verb} {rest}. "
@@ -82,7 +95,7 @@ class Answer:
 
 def tokens(text: str) -> int:
     """How many tokens a text has."""
-    return -(-len(text) // _CHARS_PER_TOKEN)
+    return -(-len(text) // CHARS_PER_TOKEN)
 
 
 def prompt_tokens(chat: Chat, model: Model) -> int:
@@ -90,7 +103,7 @@ def prompt_tokens(chat: Chat, model: Model) -> int:
     return (
         model.preamble_tokens
         + _MESSAGE_TOKENS * (chat.message_count - 1)
-        + -(-chat.prompt_chars // _CHARS_PER_TOKEN)
+        + -(-chat.prompt_chars // CHARS_PER_TOKEN)
         + _IMAGE_TOKENS * chat.images
     )
 
@@ -151,7 +164,7 @@ def compose(
                 fault,
             )
     if thought:
-        _show(answer, thought, chat.reasoning_format, model)
+        show(answer, thought, chat.reasoning_format, model)
     return answer
 
 
@@ -160,7 +173,7 @@ def _thought(bits: int, effort: str, model: Model, room: int) -> str:
     if effort == "none" or not model.efforts:
         return ""
     wanted = _length(bits >> 20, _REASONING_TOKENS[effort])
-    return _prose("", bits >> 30, wanted * _CHARS_PER_TOKEN).rstrip()[: room * _CHARS_PER_TOKEN]
+    return _prose("", bits >> 30, wanted * CHARS_PER_TOKEN).rstrip()[: room * CHARS_PER_TOKEN]
 
 
 def _length(bits: int, median: int) -> int:
@@ -197,13 +210,18 @@ def _call(answer: Answer, function: dict[str, Any], chat: Chat, key: bytes, room
     value = instance(schema, Random(key), prompt_tag(chat), _WORDS)
     arguments = orjson.dumps(value if isinstance(value, dict) else {}).decode()
     name = function["name"]
-    used = tokens(name + arguments) + _CALL_TOKENS
+    used = tokens(name + arguments) + CALL_TOKENS
     answer.finish_reason = "tool_calls"
     if used > room:
-        arguments = arguments[: max(0, (room - _CALL_TOKENS) * _CHARS_PER_TOKEN - len(name))]
+        arguments = arguments[: max(0, (room - CALL_TOKENS) * CHARS_PER_TOKEN - len(name))]
         used, answer.finish_reason = room, "length"
-    answer.tool_calls = (ToolCall(key[16:21].hex()[:9], name, arguments),)
+    answer.tool_calls = (ToolCall(call_id(key), name, arguments),)
     answer.completion_tokens += used
+
+
+def call_id(key: bytes) -> str:
+    """Nine hex digits, as the service's."""
+    return key[16:21].hex()[:9]
 
 
 def _say(
@@ -222,24 +240,29 @@ def _say(
         text = _json(chat, key)
         if fault == "invalid_output":
             text = f"Here is the answer: {text[:-1]}"
-    answer.finish_reason = "stop"
+    answer.content, answer.finish_reason = cut(text, chat, room)
+    answer.completion_tokens += tokens(answer.content)
+
+
+def cut(text: str, chat: Chat, room: int) -> tuple[str, str]:
+    """The text as far as token limit and stop sequences let it come, and the finish reason."""
+    reason = "stop"
     if tokens(text) > room:
-        text, answer.finish_reason = text[: room * _CHARS_PER_TOKEN], "length"
+        text, reason = text[: room * CHARS_PER_TOKEN], "length"
     for sequence in chat.stop:
         at = text.find(sequence)
         if at >= 0:
-            text, answer.finish_reason = text[:at], "stop"
-    answer.content = text
-    answer.completion_tokens += tokens(text)
+            text, reason = text[:at], "stop"
+    return text, reason
 
 
 def _text(chat: Chat, bits: int, room: int, median: int, exact: int | None) -> str:
     """A text of the wanted length; one token more than there is room for is enough to be cut."""
     if exact is not None:
-        chars = min(exact, room + 1) * _CHARS_PER_TOKEN
+        chars = min(exact, room + 1) * CHARS_PER_TOKEN
         return _prose(prompt_tag(chat) + " ", bits >> 40, chars)[:chars]
     wanted = min(max(_length(bits >> 10, median), chat.min_tokens), room + 1)
-    return _prose(prompt_tag(chat) + " ", bits >> 40, wanted * _CHARS_PER_TOKEN).rstrip()
+    return _prose(prompt_tag(chat) + " ", bits >> 40, wanted * CHARS_PER_TOKEN).rstrip()
 
 
 def _json(chat: Chat, key: bytes) -> str:
@@ -251,7 +274,7 @@ def _json(chat: Chat, key: bytes) -> str:
     return orjson.dumps({"prompt": tag, "answer": chance.choice(words), "score": round(chance.random(), 3)}).decode()
 
 
-def _show(answer: Answer, thought: str, form: str, model: Model) -> None:
+def show(answer: Answer, thought: str, form: str, model: Model) -> None:
     """Put the reasoning where `reasoning_format` wants it."""
     if form == "hidden":
         return

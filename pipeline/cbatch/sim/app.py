@@ -12,6 +12,8 @@ from .completions import Completions, organization, refusal_response
 from .config import SimConfig
 from .models import listed, published
 from .outage import Outage
+from .script import parse_script
+from .scripted import Script
 from .wire import Refused, model_not_found
 
 __all__ = ["create_app"]
@@ -37,6 +39,8 @@ def create_app(config: SimConfig | None = None, *, clock: Callable[[], float] | 
     app.router.add_get("/v1/tcp_warming", routes.warm)
     app.router.add_get("/_sim/stats", routes.stats)
     app.router.add_post("/_sim/reset", routes.reset)
+    app.router.add_post("/_sim/script", routes.script)
+    app.router.add_get("/_sim/requests", routes.requests)
     app.router.add_route("*", "/{path:.*}", routes.unrouted)
     app.on_shutdown.append(routes.stop)
     return app
@@ -127,9 +131,33 @@ class _Routes:
             self.outage.forget()
         return web.Response(status=204)
 
+    async def script(self, request: web.Request) -> web.Response:
+        """`POST /_sim/script`: other rules from now on, until the next reset; the body is as a script's file."""
+        try:
+            rules = parse_script((await request.read()).decode(), "body")
+        except ValueError as exc:  # UnicodeDecodeError is one
+            return _explain(400, str(exc))
+        self.completions.script = Script(rules)
+        return web.Response(status=204)
+
+    async def requests(self, request: web.Request) -> web.Response:
+        """`GET /_sim/requests?last=N`: the chat requests that came last, oldest first."""
+        recording = self.completions.recording
+        if recording is None:
+            return _explain(404, "requests are not recorded\nstart with --record")
+        last = request.query.get("last", "100")
+        if not (last.isascii() and last.isdecimal()):
+            return _explain(400, f"last is {last!r}\ngive a whole number")
+        return web.Response(body=orjson.dumps(recording.last(int(last))), headers=_JSON)
+
     async def stop(self, _: web.Application) -> None:
         """End what is still being answered: a stalled answer must not hold up the shutdown."""
         if self.outage is not None:
             self.outage.forget()
         for task in self.completions.running:
             task.cancel()
+
+
+def _explain(status: int, message: str) -> web.Response:
+    """An error of the simulator's own routes."""
+    return web.Response(status=status, body=orjson.dumps({"message": message}), headers=_JSON)

@@ -1,7 +1,7 @@
 """One chat request from its first check to its answer.
 
 The order of the checks decides which of two errors a client sees: key, payment, body, fields, model, context
-length, a full server, injected faults, request buckets, token buckets.
+length, a full server, the script, injected faults, request buckets, token buckets.
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ from .cache import PrefixCache
 from .config import SimConfig
 from .faults import FaultPlan
 from .models import Model
+from .recording import Recording
+from .refusals import check_refusals
+from .script import Rule
+from .scripted import Script, recite
 from .sending import Delivery, send_stream, send_whole
 from .stats import Stats
-from .stream import Head, body, events
+from .stream import USUAL, Head, Shape, body, events
 from .timing import plan
 from .validate import Chat, check_model, parse_chat
 from .wire import ErrorAnswer, Refused
@@ -66,7 +70,10 @@ def organization(request: web.Request, config: SimConfig) -> str:
 
 def refusal_response(answer: ErrorAnswer, extra: dict[str, str] | None = None) -> web.Response:
     """An error answer as a response."""
-    headers = {"Content-Type": "application/json", **(extra or {}), **(answer.headers or {})}
+    own = answer.headers or {}
+    replaced = {name.lower() for name in own}
+    usual = {"Content-Type": "application/json", **(extra or {})}
+    headers = {**{name: value for name, value in usual.items() if name.lower() not in replaced}, **own}
     return web.Response(status=answer.status, body=answer.body, headers=headers)
 
 
@@ -83,18 +90,22 @@ class Completions:
         self._in_service = 0  # being answered: neither refused nor dropped
         self._ids = Random()  # not seeded: an id names one answer of one run of the simulator
         self._faults = FaultPlan(config.faults, config.seed)
+        self.recording: Recording | None = None
         self.forget()
 
     def forget(self) -> None:
-        """Full buckets, empty cache, counters and fault attempts at zero."""
+        """Full buckets, empty cache, counters and fault attempts at zero, the script of the start."""
         self.stats = Stats()
+        self.script = Script(self.config.rules)
+        if self.config.record:
+            self.recording = Recording()
         self._allowances: dict[str, dict[str, Allowance]] = {}
         self._cache = PrefixCache()
         self._faults.forget()
 
     def snapshot(self) -> dict[str, object]:
         """What was seen since the start or the last reset."""
-        return self.stats.snapshot(len(self.running), self._quota_now(), self.config.clock_rate)
+        return self.stats.snapshot(len(self.running), self._quota_now(), self.config.clock_rate, self.script.used)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one request, and count it."""
@@ -120,28 +131,36 @@ class Completions:
             raise Refused(wire.PAYMENT_REQUIRED)
         raw = await _read(request)
         seen = self.stats.saw(raw)
+        if self.recording is not None:
+            self.recording.add(request.headers.items(), raw)
         chat, model, size, key = self._understand(raw)
 
         allowance = self._allowance(caller, model.id)
         if config.max_in_flight is not None and self._in_service >= config.max_in_flight:
             return self._refuse(wire.QUEUE_EXCEEDED, model.id, allowance)
-        fault = self._fault(chat, key)
-        if fault in _REFUSALS:
-            return self._refuse(_REFUSALS[fault], model.id, allowance)
-        delivery = Delivery(request, fault, config)
-        if fault == "drop_before":
-            return delivery.drop()
+        script = self.script  # another one may be in force when this one is done
+        taken = script.take(chat) if script.rules else None
+        rule = None if taken is None else taken[1]
+        fault = self._fault(chat, key, rule)
+        delivery = Delivery(request, fault, config, rule)
+        refusal = _REFUSALS.get(fault) if fault is not None else None if rule is None else rule.refusal
+        if refusal is not None or fault == "drop_before":
+            if delivery.delay_s:
+                await delivery.silence(delivery.delay_s)
+            return delivery.drop() if refusal is None else self._refuse(refusal, model.id, allowance)
 
         reserved = size + self._reserve(chat, model, size)
         at = self._quota_now()
         refused_by = allowance.admit(at, reserved)
         if refused_by is not None:
+            if taken is not None:
+                script.give_back(taken[0])
             wait_s = math.ceil(refused_by.wait_s) if math.isfinite(refused_by.wait_s) else _NEVER_S
             answer = wire.quota_exceeded(refused_by.kind, refused_by.period)
             return self._refuse(answer, model.id, allowance, max(1, wait_s))
 
         cached = self._cache.match(self._now(), f"{caller}/{model.id}", chat.prompt, size)
-        answers = self._answers(chat, model, size, key, fault)
+        answers = self._answers(chat, model, size, key, fault, rule)
         completion = sum(answer.completion_tokens for answer in answers)
         self.stats.done(seen, size, cached, completion, sum(answer.reasoning_tokens for answer in answers))
         head = self._head(model, size, cached, completion, key, fault)
@@ -152,7 +171,8 @@ class Completions:
         counters.enter()
         self._in_service += 1
         try:
-            return await self._deliver(delivery, chat, answers, head, reservation)
+            shape = USUAL if rule is None else rule.shape
+            return await self._deliver(delivery, chat, answers, head, reservation, shape)
         finally:
             counters.in_flight -= 1
             self._in_service -= 1
@@ -172,23 +192,29 @@ class Completions:
         if model is None:
             raise Refused(wire.model_not_found(chat.model))
         check_model(chat, model, self._limits[model.id])
+        if self.config.refuse:
+            check_refusals(chat, self.config.refuse)
         size = prompt_tokens(chat, model)
         if size >= self.config.context(model):
             raise Refused(wire.context_exceeded(size, self.config.context(model)))
         return chat, model, size, key
 
-    def _fault(self, chat: Chat, key: bytes) -> str | None:
-        """The fault this request is to meet."""
-        if not self._faults.active:
-            return None
-        fault = self._faults.draw(key, blake2b(chat.last_user.encode(), digest_size=8).digest())
+    def _fault(self, chat: Chat, key: bytes, rule: Rule | None) -> str | None:
+        """The fault this request is to meet: the script's, or a drawn one."""
+        fault = None
+        if rule is not None and (rule.fault is not None or rule.refusal is not None):
+            fault = rule.fault
+        elif self._faults.active:
+            fault = self._faults.draw(key, blake2b(chat.last_user.encode(), digest_size=8).digest())
         if fault is None:
             return None
         self.stats.faults[fault] += 1
         # Without a stream there is nothing to put the error into.
         return "server_error" if fault in _STREAM_ERRORS and not chat.stream else fault
 
-    def _answers(self, chat: Chat, model: Model, size: int, key: bytes, fault: str | None) -> list[Answer]:
+    def _answers(
+        self, chat: Chat, model: Model, size: int, key: bytes, fault: str | None, rule: Rule | None
+    ) -> list[Answer]:
         config = self.config
         room = min(config.max_output(model), config.context(model) - size)
         if chat.max_tokens is not None:
@@ -196,6 +222,9 @@ class Completions:
         answers = []
         for choice in range(chat.n):
             own = blake2b(key, digest_size=32, salt=choice.to_bytes(8, "big")).digest() if choice else key
+            if rule is not None and rule.answer is not None:
+                answers.append(recite(rule.answer, chat, model, own, room))
+                continue
             answers.append(
                 compose(
                     chat,
@@ -228,7 +257,13 @@ class Completions:
         )
 
     async def _deliver(
-        self, delivery: Delivery, chat: Chat, answers: list[Answer], head: Head, reservation: Reservation
+        self,
+        delivery: Delivery,
+        chat: Chat,
+        answers: list[Answer],
+        head: Head,
+        reservation: Reservation,
+        shape: Shape,
     ) -> web.StreamResponse:
         self.stats.status[200] += 1
         if chat.stream:
@@ -237,7 +272,7 @@ class Completions:
                 silent = answers[0].reasoning_tokens / max(1, answers[0].completion_tokens)
             return await send_stream(
                 delivery,
-                events(head, answers, chat),
+                events(head, answers, chat, shape),
                 head.timing,
                 silent,
                 lambda: self._rate_headers(reservation.allowance),
@@ -248,7 +283,7 @@ class Completions:
             self._settle(reservation)
             return self._rate_headers(reservation.allowance)
 
-        return await send_whole(delivery, body(head, answers, chat), head.timing, settled_headers)
+        return await send_whole(delivery, body(head, answers, chat, shape), head.timing, settled_headers)
 
     # -- limits --------------------------------------------------------------------------------------------
 

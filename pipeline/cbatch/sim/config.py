@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from .buckets import HEADER_SETS
 from .faults import resolve
 from .models import MODELS, TIERS, Limits, Model
+from .refusals import REFUSALS
+from .script import Rule, to_rules
 from .windows import WINDOWS
 
 __all__ = ["OUTAGES", "RESET_STYLES", "SimConfig"]
@@ -60,6 +63,9 @@ class SimConfig:
     slow_s: float = 2.0
     answer_tokens: int | None = None  # exact completion length of every text answer
     median_tokens: int = 80  # of the answer's text; reasoning comes on top
+    script: Sequence[Rule | Mapping[str, Any]] = ()  # rules as in a script's JSON (script.py); kept as Rules
+    refuse: Sequence[str] = ()  # what a stricter service does not take (refusals.py)
+    record: bool = False  # keep the last requests for GET /_sim/requests
 
     def __post_init__(self) -> None:
         _one_of("tier", self.tier, TIERS)
@@ -79,6 +85,10 @@ class SimConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name} is {value}\ngive seconds, 0 or more")
+        for name in self.refuse:
+            _one_of("refuse", name, REFUSALS)
+        object.__setattr__(self, "refuse", tuple(self.refuse))
+        object.__setattr__(self, "script", self.rules)
         object.__setattr__(self, "faults", MappingProxyType(resolve(self.faults)))
 
     def limits(self, model: str) -> Limits:
@@ -90,6 +100,11 @@ class SimConfig:
         if self.tpm is not None and self.total_tpm is None:
             changed["total_tpm"] = self.tpm * _TOTAL_PER_UNCACHED
         return dataclasses.replace(limits, **changed)
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The script."""
+        return to_rules((rule, "script: ") for rule in self.script)
 
     def context(self, model: Model) -> int:
         """The longest prompt plus completion this tier allows."""

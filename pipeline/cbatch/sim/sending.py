@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from aiohttp import web
 
 from .config import SimConfig
+from .script import Rule
 from .stream import DONE, error_event
 from .timing import Timing, due_count
 
@@ -21,14 +22,18 @@ _SSE = "text/event-stream; charset=utf-8"
 
 
 class Delivery:
-    """One request's connection, and the fault it is to meet."""
+    """One request's connection, the fault it is to meet, and the delays that a script wants."""
 
-    __slots__ = ("config", "fault", "request")
+    __slots__ = ("chunk_delay_s", "config", "delay_s", "fault", "request")
 
-    def __init__(self, request: web.Request, fault: str | None, config: SimConfig) -> None:
+    def __init__(self, request: web.Request, fault: str | None, config: SimConfig, rule: Rule | None) -> None:
         self.request = request
         self.fault = fault
         self.config = config
+        self.delay_s = rule.delay_s if rule is not None else 0.0
+        self.chunk_delay_s = rule.chunk_delay_s if rule is not None else 0.0
+        if fault == "slow_first_byte":
+            self.delay_s += config.slow_s
 
     def drop(self) -> web.Response:
         """Close the socket at once; what is returned can no longer be sent."""
@@ -46,8 +51,8 @@ async def send_whole(
 ) -> web.StreamResponse:
     """The answer in one piece, when its last token exists."""
     fault = delivery.fault
-    if fault == "slow_first_byte":
-        await delivery.silence(delivery.config.slow_s)
+    if delivery.delay_s:
+        await delivery.silence(delivery.delay_s)
     if not timing.instant:
         await asyncio.sleep(timing.total_s)
     sent = headers()
@@ -87,8 +92,8 @@ async def send_stream(
     `silent` is the share of the generation that shows nothing: reasoning that is hidden.
     """
     fault = delivery.fault
-    if fault == "slow_first_byte":
-        await delivery.silence(delivery.config.slow_s)
+    if delivery.delay_s:
+        await delivery.silence(delivery.delay_s)
     if not timing.instant:
         await asyncio.sleep(timing.first_s)
     response = web.StreamResponse(headers={**headers(), "Content-Type": _SSE})
@@ -97,6 +102,7 @@ async def send_stream(
     await response.prepare(delivery.request)
     # Between the role chunk and the last token, with the finish chunk and [DONE] behind it, lies all of the generation.
     every_s = 0.0 if timing.instant else timing.completion_s * (1 - silent) / max(1, len(events) - 3)
+    every_s = max(every_s, delivery.chunk_delay_s)
     if silent and not timing.instant:
         await response.write(events[0])
         await asyncio.sleep(timing.completion_s * silent)
@@ -117,7 +123,7 @@ async def send_stream(
                 return response
             await delivery.silence(delivery.config.stall_s)
             events = events[half:]
-        case _:
+        case _ if not delivery.chunk_delay_s:
             events = [*events[:-3], b"".join(events[-3:])]
     await _send_paced(response, events, every_s)
     return response

@@ -117,8 +117,11 @@ class Stats:
             self.models[name] = ModelStats()
         return self.models[name]
 
-    def snapshot(self, in_flight: int, now: float, rate: float) -> dict[str, object]:
-        """What `GET /_sim/stats` answers; `now` is of the limits' clock, which runs `rate` times as fast."""
+    def snapshot(self, in_flight: int, now: float, rate: float, script: list[int]) -> dict[str, object]:
+        """What `GET /_sim/stats` answers; `now` is of the limits' clock, which runs `rate` times as fast.
+
+        `script` is how often each rule was used.
+        """
         since = now - _TIMELINE_S * rate
         return {
             "requests": dict(self.routes),
@@ -126,6 +129,7 @@ class Stats:
             "status": {str(status): count for status, count in sorted(self.status.items())},
             "rate_limited": dict(self.rate_limited),
             "faults": dict(self.faults),
+            "script": script,
             "in_flight": in_flight,
             "max_in_flight": self.max_in_flight,
             "disconnected": self.disconnected,

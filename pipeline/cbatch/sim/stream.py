@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from typing import Any
 
 import orjson
 
-from .answers import Answer
+from .answers import Answer, ToolCall
 from .models import Model
 from .timing import Timing, event_count
 from .validate import Chat
 
-__all__ = ["DONE", "Head", "body", "error_event", "events"]
+__all__ = ["DONE", "USUAL", "Head", "Shape", "body", "error_event", "events"]
 
 DONE = b"data: [DONE]\n\n"
 _SIZES = (
@@ -39,6 +40,19 @@ class Head:
     cached_tokens: int
     timing: Timing
     usage: bool = True  # False leaves usage and time_info out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a scripted answer's bytes do otherwise than usual; script.py describes each."""
+
+    fragments: int | None = None
+    both: bool | None = None
+    interleave: bool = False
+    omit: frozenset[str] = frozenset()
+
+
+USUAL = Shape()
 
 
 def _usage(head: Head, answers: Sequence[Answer], chat: Chat) -> dict[str, Any]:
@@ -69,9 +83,10 @@ def _time_info(head: Head) -> dict[str, float]:
     }
 
 
-def body(head: Head, answers: Sequence[Answer], chat: Chat) -> bytes:
+def body(head: Head, answers: Sequence[Answer], chat: Chat, shape: Shape = USUAL) -> bytes:
     """The whole answer as one JSON object."""
     choices = []
+    omit = shape.omit
     for index, answer in enumerate(answers):
         message: dict[str, Any] = {}
         if answer.content is not None:
@@ -84,11 +99,13 @@ def body(head: Head, answers: Sequence[Answer], chat: Chat) -> bytes:
                 {
                     "function": {"name": call.name, "arguments": call.arguments},
                     "type": "function",
-                    "id": call.id,
+                    **({} if "id" in omit else {"id": call.id}),
                 }
                 for call in answer.tool_calls
             ]
         choice: dict[str, Any] = {"finish_reason": answer.finish_reason, "index": index, "message": message}
+        if "finish_reason" in omit:
+            del choice["finish_reason"]
         if chat.logprobs:
             choice["logprobs"] = _logprobs(answer.content or "", chat.top_logprobs)
         choices.append(choice)
@@ -100,7 +117,7 @@ def body(head: Head, answers: Sequence[Answer], chat: Chat) -> bytes:
         "system_fingerprint": head.model.fingerprint,
         "object": "chat.completion",
     }
-    if head.usage:
+    if head.usage and "usage" not in omit:
         whole["usage"] = _usage(head, answers, chat)
         whole["time_info"] = {"created": head.created, **_time_info(head)}
     if chat.service_tier == "auto":
@@ -108,7 +125,7 @@ def body(head: Head, answers: Sequence[Answer], chat: Chat) -> bytes:
     return orjson.dumps(whole)
 
 
-def events(head: Head, answers: Sequence[Answer], chat: Chat) -> list[bytes]:
+def events(head: Head, answers: Sequence[Answer], chat: Chat, shape: Shape = USUAL) -> list[bytes]:
     """The stream: per choice its role, reasoning, content and tool calls, and its finish; [DONE] at the end.
 
     `usage` and `time_info` are in the last finish chunk, whether asked for or not.
@@ -122,28 +139,31 @@ def events(head: Head, answers: Sequence[Answer], chat: Chat) -> list[bytes]:
     }
     after = b"]," + orjson.dumps(common)[1:] + b"\n\n"
     found: list[bytes] = []
+    omit = shape.omit
     for index, answer in enumerate(answers):
         between = b',"index":%d}' % index + after
         opening = before + b'{"delta":'
-        for delta in _deltas(head, answer):
+        for delta in _deltas(head, answer, shape):
             closing = between
             if chat.logprobs and "content" in delta:
                 logprobs = orjson.dumps(_logprobs(delta["content"], chat.top_logprobs))
                 closing = b',"index":%d,"logprobs":' % index + logprobs + b"}" + after
             found.append(opening + orjson.dumps(delta) + closing)
         last: dict[str, Any] = dict(common)
-        if index == len(answers) - 1 and head.usage:
+        if index == len(answers) - 1 and head.usage and "usage" not in omit:
             last["usage"] = _usage(head, answers, chat)
             last["time_info"] = {**_time_info(head), "created": head.created}
         if chat.service_tier == "auto":
             last["service_tier_used"] = "default"
-        finish = b'{},"finish_reason":"' + answer.finish_reason.encode() + b'","index":%d}],' % index
+        reason = b"" if "finish_reason" in omit else b'"finish_reason":' + orjson.dumps(answer.finish_reason) + b","
+        finish = b"{}," + reason + b'"index":%d}],' % index
         found.append(opening + finish + orjson.dumps(last)[1:] + b"\n\n")
-    found.append(DONE)
+    if "done" not in omit:
+        found.append(DONE)
     return found
 
 
-def _deltas(head: Head, answer: Answer) -> Iterator[dict[str, Any]]:
+def _deltas(head: Head, answer: Answer, shape: Shape) -> Iterator[dict[str, Any]]:
     yield {"role": "assistant"}
     reasoning, content = answer.reasoning or "", answer.content or ""
     shown = len(reasoning) + len(content)
@@ -151,7 +171,10 @@ def _deltas(head: Head, answer: Answer) -> Iterator[dict[str, Any]]:
     start = 0
     empty_at = 2 if head.model.empty_deltas else -1
     rate = head.model.tokens_per_s
-    for number, end in enumerate(_cuts(shown, event_count(shown // 4, rate) or 1)):
+    ends = _cuts(shown, event_count(shown // 4, rate) or 1)
+    if shape.both is not None and reasoning and content:
+        ends = _cut_at(border, ends, together=shape.both)
+    for number, end in enumerate(ends):
         if number == empty_at:
             yield {}
         delta: dict[str, Any] = {}
@@ -163,16 +186,40 @@ def _deltas(head: Head, answer: Answer) -> Iterator[dict[str, Any]]:
         start = end
     if answer.content == "":
         yield {"content": ""}
-    for index, call in enumerate(answer.tool_calls):
-        opening = call.arguments if head.model.whole_tool_calls else ""
-        function = {"name": call.name, "arguments": opening}
-        yield {"tool_calls": [{"function": function, "type": "function", "id": call.id, "index": index}]}
-        start = len(opening)
-        rest = len(call.arguments) - start
-        for end in _cuts(rest, max(1, event_count(rest // 4, rate))):
-            piece = {"arguments": call.arguments[start:end]}
-            yield {"tool_calls": [{"function": piece, "type": "function", "index": index}]}
-            start = end
+    if not answer.tool_calls:
+        return
+    calls = [_fragments(head, call, index, shape) for index, call in enumerate(answer.tool_calls)]
+    for fragment in chain.from_iterable(zip_longest(*calls) if shape.interleave else calls):
+        if fragment is not None:
+            yield {"tool_calls": [fragment]}
+
+
+def _cut_at(border: int, ends: list[int], *, together: bool) -> list[int]:
+    """The same pieces, but what is left and right of `border` surely in one, or surely in two."""
+    others = [end for end in ends if end != border]
+    return others if together else sorted([*others, border])
+
+
+def _fragments(head: Head, call: ToolCall, index: int, shape: Shape) -> list[dict[str, Any]]:
+    """One call's fragments: its name first, then its arguments in pieces, or all of them with the name."""
+    arguments = call.arguments
+    count = shape.fragments
+    opening = arguments if count == 0 or (count is None and head.model.whole_tool_calls) else ""
+    first = {"name": call.name, "arguments": opening}
+    found: list[dict[str, Any]] = [{"function": first, "type": "function", "id": call.id, "index": index}]
+    rest = 0 if opening else len(arguments)
+    if count is None:
+        ends = _cuts(rest, max(1, event_count(rest // 4, head.model.tokens_per_s)))
+    else:
+        ends = sorted({rest * (number + 1) // count for number in range(count)} - {0})
+    start = 0
+    for end in ends:
+        found.append({"function": {"arguments": arguments[start:end]}, "type": "function", "index": index})
+        start = end
+    for missing in shape.omit & {"id", "index"}:
+        for fragment in found:
+            fragment.pop(missing, None)
+    return found
 
 
 def _cuts(length: int, count: int) -> list[int]:
