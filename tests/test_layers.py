@@ -11,12 +11,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pipeline" / "cbatch"
 
 ROWS = [
     "errors catalog",
-    "schema yamltext pace health throttle meter feed session turns responses",
+    "schema yamltext pace health throttle meter feed session turns responses batchfile",
     "gates answers measure formats parquet journal runlock filesystem purse replies metrics",
     "job response_format ratelimits sizes account gate rundir ledger publish sse transport prompts",
     "render joberrors jobschema loadplan retry crew plain report",
     "client jobfile source compare",
-    "hedge resume verify calibrate environment",
+    "hedge resume verify calibrate environment export",
     "send plan simulate",
     "fleet connection",
     "engine library sdk",

@@ -81,7 +81,7 @@ async def through_gateway(session: aiohttp.ClientSession, url: str, prompt: str,
     body = {"model": "gpt-5-codex", "stream": True, "store": False, "input": items}
     said: list[str] = []
     whole: str | None = None
-    async for data in events(session, f"{url}/v1/responses", body, side, b"response.output_text.delta"):
+    async for data in events(session, f"{url}/v1/responses", body, side, b"_text.delta"):
         event = json.loads(data)
         if event["type"] == "response.output_text.delta":
             said.append(event["delta"])
@@ -97,7 +97,7 @@ async def direct(session: aiohttp.ClientSession, url: str, prompt: str, side: Si
     body = {"model": MODEL, "stream": True, "messages": messages, "stream_options": {"include_usage": True}}
     said: list[str] = []
     done = False
-    async for data in events(session, f"{url}/v1/chat/completions", body, side, b'"content":"'):
+    async for data in events(session, f"{url}/v1/chat/completions", body, side, b'"reasoning":"'):
         if data == b"[DONE]":
             done = True
             continue
@@ -114,7 +114,9 @@ async def events(
     stamped = False
     data = json.dumps(body).encode()
     sent = time.perf_counter()
-    async with session.post(url, data=data, headers={"Content-Type": "application/json"}) as answer:
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer bench-key"}
+    async with session.post(url, data=data, headers=headers) as answer:
+        answer.raise_for_status()
         async for piece in answer.content.iter_any():
             rest += piece
             if not stamped and mark in rest:

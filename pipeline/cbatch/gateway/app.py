@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
-import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,23 +21,22 @@ from cbatch import __version__, catalog, environment
 from cbatch.client import OnChunk, Reply
 from cbatch.errors import APIError
 from cbatch.gateway.bodies import MAX_BODY_BYTES, decoded, parsed, too_large
+from cbatch.gateway.codex import model_catalog
 from cbatch.gateway.config import Provider, Route, Settings, Watched
 from cbatch.gateway.counters import Counters
-from cbatch.gateway.codex import model_catalog
 from cbatch.gateway.exchange import Exchange
 from cbatch.gateway.exchange_log import ExchangeLog
-from cbatch.gateway.faults import Problem, Refused, is_told_in_stream, problem_of
+from cbatch.gateway.faults import Problem, Refused, problem_of
 from cbatch.gateway.passthrough import Passthrough
-from cbatch.gateway.shapes import ChatShape, ResponsesShape, Shape
+from cbatch.gateway.shapes import ChatShape, ResponsesShape
 from cbatch.gateway.store import Responses
+from cbatch.gateway.streaming import streamed
 from cbatch.gateway.upstream import Upstream, Upstreams
 from cbatch.library import Answer
 from cbatch.responses import TranslationError, input_items, target, to_chat, to_response
 
-KEEP_ALIVE_S = 15.0  # of silence; Codex waits for 5 minutes, proxies between often for 60 s
 PROVIDER = "X-Cbatch-Provider"  # which provider one request goes to
 JSON = {"Content-Type": "application/json"}
-STREAM = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 _TOLD = ("x-request-id", "x-ratelimit-", "cf-ray")  # headers of the upstream that a client gets
 
 EXCHANGE = web.RequestKey("exchange", Exchange)
@@ -60,11 +57,13 @@ class Gateway:
         log: ExchangeLog | None,
         client_key: str | None,
         local: bool,
+        notify: Callable[[str], None],
     ) -> None:
         self.watched, self.upstreams, self.counters = watched, upstreams, counters
         self._make, self._passthrough, self._store, self._log = make, passthrough, store, log
         self._client_key = client_key.encode() if client_key else None
         self._local = local
+        self._notify = notify
 
     def app(self) -> web.Application:
         """The routes, with and without /v1."""
@@ -101,9 +100,17 @@ class Gateway:
         except web.HTTPException as exc:  # the router's: no such route, or not with this method
             problem = _unrouted(request, exc)
         except (asyncio.CancelledError, ConnectionError):
-            exchange.outcome, exchange.status = "cancelled", 499
+            if exchange.problem is None:
+                exchange.outcome, exchange.status = "cancelled", 499
             self._close(exchange, asks)
             raise
+        except Exception as exc:
+            self._notify(f"cbatch has a bug: {exchange.route}: {type(exc).__name__}: {exc}")
+            problem = Problem(status=500, message=f"the gateway has a bug: {type(exc).__name__}: {exc}")
+            if exchange.first_out is not None:  # cut, so that it does not look whole
+                exchange.problem, exchange.status, exchange.outcome = problem, 500, "failed"
+                self._close(exchange, asks)
+                raise ConnectionResetError(problem.message) from exc
         else:
             if exchange.problem is None:
                 exchange.status = response.status
@@ -164,7 +171,7 @@ class Gateway:
         headers = {"X-Request-Id": exchange.id}
         if translation.stream:
             shape = ResponsesShape(exchange, translation, exchange.id)
-            response = await self._streamed(request, exchange, shape, headers, ask)
+            response = await streamed(request, exchange, shape, headers, ask)
             answer = shape.events.response
         else:
             replies: list[Reply] = []
@@ -244,87 +251,12 @@ class Gateway:
             )
 
         if body.get("stream"):
-            return await self._streamed(request, exchange, ChatShape(), {}, ask)
+            return await streamed(request, exchange, ChatShape(), {}, ask)
         replies: list[Reply] = []
         exchange.answer = await ask(None, replies.append)
         if exchange.keeps:
             exchange.upstream.append(orjson.loads(replies[-1].body))
         return web.Response(body=replies[-1].body, headers=JSON | _told(exchange.answer.headers))
-
-    # -- streams --------------------------------------------------------------------------------
-
-    async def _streamed(
-        self,
-        request: web.Request,
-        exchange: Exchange,
-        shape: Shape,
-        headers: Mapping[str, str],
-        ask: Callable[[OnChunk | None, Any], Awaitable[Answer]],
-    ) -> web.StreamResponse:
-        """Send what the upstream says as it comes. Ends with the client, or with the upstream.
-
-        A client that goes away cancels this handler, and with it the request to the upstream.
-        """
-        pieces: list[bytes] = []
-        news = asyncio.Event()
-        whole: list[Reply] = []
-        chunks = 0
-
-        def on_chunk(chunk: dict[str, Any]) -> None:
-            nonlocal chunks
-            chunks += 1
-            if exchange.keeps:
-                exchange.upstream.append(chunk)
-            pieces.append(shape.chunk(chunk))
-            news.set()
-
-        response: web.StreamResponse | None = None
-
-        async def say(data: bytes) -> None:
-            nonlocal response
-            if response is None:
-                response = web.StreamResponse(headers={**STREAM, **headers})
-                await response.prepare(request)
-                exchange.first_out = time.perf_counter()
-                data = shape.begin() + data
-            if data:
-                await response.write(data)
-
-        asking = asyncio.ensure_future(ask(on_chunk, whole.append))
-        asking.add_done_callback(lambda _: news.set())
-        try:
-            while not (asking.done() and not pieces):
-                try:
-                    async with asyncio.timeout(KEEP_ALIVE_S):
-                        await news.wait()
-                except TimeoutError:
-                    if response is not None:
-                        await say(shape.keep_alive())
-                    continue
-                news.clear()
-                if pieces:
-                    data = b"".join(pieces)
-                    pieces.clear()
-                    await say(data)
-            try:
-                exchange.answer = asking.result()
-                if not chunks:  # an upstream that does not stream
-                    await say(shape.chunk(_as_chunk(orjson.loads(whole[-1].body))))
-                await say(shape.end())
-            except Refused as refused:
-                problem = refused.problem
-                if response is None and not (exchange.is_codex and is_told_in_stream(problem)):
-                    raise
-                exchange.problem, exchange.outcome, exchange.status = problem, "failed", problem.status
-                await say(shape.fail(problem))
-        finally:
-            if not asking.done():
-                asking.cancel()
-                with suppress(asyncio.CancelledError, Refused):
-                    await asking
-        assert response is not None
-        await response.write_eof()
-        return response
 
     # -- the rest -------------------------------------------------------------------------------
 
@@ -387,6 +319,9 @@ class Gateway:
             raw = await request.read()
         except web.HTTPRequestEntityTooLarge:
             raise too_large() from None
+        except web.RequestPayloadError as exc:
+            message = f"the body breaks off: {exc}"
+            raise Refused(Problem(status=400, message=message, code="invalid_body")) from None
         plain = decoded(raw, request.headers.get("Content-Encoding", ""))
         body = parsed(plain)
         exchange = request[EXCHANGE]
@@ -412,19 +347,6 @@ class Gateway:
 
     async def _upstream(self, provider: Provider) -> Upstream:
         return await self.upstreams.get(provider.name, provider, lambda: self._make(provider, self.watched.current()))
-
-
-def _as_chunk(completion: Mapping[str, Any]) -> dict[str, Any]:
-    """An answer in one piece as the one chunk of a stream."""
-    choices = [
-        {
-            "index": choice.get("index", 0),
-            "delta": choice.get("message") or {},
-            "finish_reason": choice.get("finish_reason"),
-        }
-        for choice in completion.get("choices") or []
-    ]
-    return {**completion, "object": "chat.completion.chunk", "choices": choices}
 
 
 def _told(headers: Mapping[str, str]) -> dict[str, str]:

@@ -105,7 +105,7 @@ class ExchangeLog:
         while (item := self._queue.get()) is not None:
             record, size_bytes = item
             try:
-                self._files.write(self._redaction.line(record))
+                self._files.write(self._redaction.line(record, size_bytes))
             except Exception as exc:  # noqa: BLE001  one record must not end the log of all others
                 self._notify(f"{self._files.folder}: an exchange cannot be logged ({type(exc).__name__})")
             del item, record

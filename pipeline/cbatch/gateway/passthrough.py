@@ -20,10 +20,10 @@ from cbatch.gateway.faults import Problem, Refused
 CONNECT_S = 10.0
 SILENCE_S = 600.0  # a model that thinks says nothing for minutes
 # RFC 9110, 7.6.1, and what is made anew for the next connection.
-_OWN = frozenset(
-    "connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade "
-    "host content-length authorization x-cbatch-provider".split()
-)
+_OWN = frozenset({
+    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding",
+    "upgrade", "host", "content-length", "authorization", "x-cbatch-provider",
+})  # fmt: skip
 _KEPT_BYTES = 4_000_000  # of an answer, for the log
 
 

@@ -27,6 +27,10 @@ _DROPPED = frozenset({
 _KEY = re.compile(r"(?<![A-Za-z0-9])(?:csk|sk)-[A-Za-z0-9_-]{12,}")
 # A token has a digit in it or is long: "bearer authentication" is none.
 _BEARER = re.compile(r"([Bb]earer\s+)(?:(?=[^\s0-9]{0,200}[0-9])[A-Za-z0-9._~+/=-]{6,}|[A-Za-z0-9._~+/=-]{16,})")
+# What either may look like as JSON, where a line feed before it is a letter: found too often, never too rarely.
+_KEY_IN_JSON = re.compile(rb"sk-[A-Za-z0-9_-]{12}")
+_BEARER_IN_JSON = re.compile(rb"earer *(?:[\\\x80-\xff]| [^\s0-9]{0,200}[0-9]| [A-Za-z0-9._~+/=-]{16})")
+_DROPPED_IN_JSON = (b'authorization"', b'api-key"', b'api_key"', b'apikey"', b'auth-token"', b'cookie"')
 
 
 class Redaction:
@@ -35,6 +39,7 @@ class Redaction:
     def __init__(self, secrets: Sequence[str], *, max_bytes: int) -> None:
         self._max = max_bytes
         self._secrets: tuple[tuple[str, re.Pattern[str] | None], ...] = ()
+        self._shortest = len("Bearer 123456")  # of what is looked for
         for secret in secrets:
             self.hide(secret)
 
@@ -44,10 +49,17 @@ class Redaction:
             return
         word = re.compile(rf"(?<![A-Za-z0-9]){re.escape(secret)}(?![A-Za-z0-9])") if len(secret) < WORD_CHARS else None
         # The longest first: one may be the beginning of another.
+        self._shortest = min(self._shortest, len(secret))
         self._secrets = tuple(sorted((*self._secrets, (secret, word)), key=lambda one: -len(one[0])))
 
-    def line(self, record: Mapping[str, Any]) -> bytes:
-        """One JSON object and a line feed, at most `max_bytes`; what is left out for that is marked where it stood."""
+    def line(self, record: Mapping[str, Any], size_bytes: int = 0) -> bytes:
+        """One JSON object and a line feed, at most `max_bytes`; what is left out for that is marked where it stood.
+
+        `size_bytes` is about what the record takes, if that is known. 0.7 ms for an exchange of 230 KB with a thousand
+        events; 12 ms, with the interpreter busy for as long, where something may have to be taken out.
+        """
+        if size_bytes <= self._max and (out := self._as_it_is(record)) is not None:
+            return out
         clean = self._clean(record, 0)
         out = _encoded(clean)
         # Shorter texts first, for those are pictures and files; then shorter lists, for those are the events.
@@ -60,6 +72,19 @@ class Redaction:
         scalars = {name: value for name, value in clean.items() if not isinstance(value, dict | list)}
         out = _encoded(_shortened(scalars, 64, 20) | {"left_out": "… (everything else: longer than the bound)"})
         return out if len(out) <= self._max else _encoded({"left_out": "… (longer than the bound)"})
+
+    def _as_it_is(self, record: Mapping[str, Any]) -> bytes | None:
+        """The line of a record in which nothing is to be changed; None where something may have to be."""
+        try:
+            out = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+        except TypeError:
+            return None
+        if len(out) > self._max or _KEY_IN_JSON.search(out) or _BEARER_IN_JSON.search(out):
+            return None
+        if any(_encoded(secret)[1:-2] in out for secret, _ in self._secrets):
+            return None
+        lower = out.lower()
+        return None if any(name in lower for name in _DROPPED_IN_JSON) else out
 
     def _clean(self, value: Any, depth: int) -> Any:
         """A copy that JSON can hold, without secrets."""
@@ -88,6 +113,8 @@ class Redaction:
         )
 
     def _text(self, text: str) -> str:
+        if len(text) < self._shortest:
+            return text
         rest = ""
         if len(text) > self._max:  # it cannot fit: a picture of 60 MB is not searched to its end
             end = self._cut(text)

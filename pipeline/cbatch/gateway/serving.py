@@ -94,6 +94,7 @@ async def running(options: Options, notify: Callable[[str], None]) -> AsyncItera
             log=log,
             client_key=options.client_key,
             local=local,
+            notify=notify,
         )
         counters.in_flight, counters.waiting = lambda: gateway.in_flight, lambda: gateway.waiting
         runner = web.AppRunner(

@@ -193,7 +193,7 @@ class Events:
     def _settle(self, events: list[Event]) -> None:
         """At the end it is clear what the held text is; blanks beside calls are nothing."""
         text = "".join(self._held)
-        found = [] if self._calls else calls.marked(text, self._offered)
+        found = calls.marked(text, self._offered)
         if found:
             self._held.clear()
             for name, arguments in found:

@@ -75,7 +75,8 @@ class _History:
             elif kind in _OUTPUTS:
                 if index in self._orphans:
                     self._orphan(item, index)
-                self._turn.is_answered = True
+                elif index in self._turn.outputs:  # not a late one, of a turn that is over
+                    self._turn.is_answered = True
             elif kind == "reasoning":
                 self._assistant_turn().reasoning += _reasoning_texts(item)
             elif kind == "item_reference":
@@ -122,7 +123,7 @@ class _History:
                 name = "local_shell"
                 action = item.get("action")
                 given = action if isinstance(action, dict) else {}
-                arguments = _dumps({k: v for k, v in given.items() if k != "type" and v is not None})
+                arguments = _dumps({k: v for k, v in given.items() if k != "type" and v})
             case "tool_search_call":
                 name, arguments = "tool_search", object_text(item.get("arguments"))
             case _:
@@ -322,4 +323,7 @@ def _text_of(value: Any) -> str:
 
 
 def _dumps(value: Any) -> str:
-    return orjson.dumps(value).decode()
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        raise TranslationError("input holds a value that is nested too deeply", param="input") from None

@@ -62,13 +62,19 @@ def strict_schema(schema: Any) -> dict[str, Any] | None:
     """
     if not isinstance(schema, dict):
         return None
-    text = _strict(orjson.dumps(schema))
+    try:
+        text = _strict(orjson.dumps(schema))
+    except orjson.JSONEncodeError:  # nested too deeply to be written
+        return None
     return None if text is None else orjson.loads(text)
 
 
 def plain_schema(schema: Any) -> Any:
     """The schema without the keywords that were ever refused: for a second try, after a 400 about them."""
-    return _rewritten(schema, closing=False)
+    try:
+        return _rewritten(schema, closing=False)
+    except RecursionError:
+        return schema
 
 
 @lru_cache(maxsize=256)  # a client sends the same few schemas with every request
@@ -82,7 +88,7 @@ def _strict(text: bytes) -> bytes | None:
         if schema.get("type") != "object" or len(small.decode()) > _MAX_CHARS:
             return None
         return small if _Limits(schema).keep(schema, 1, ()) else None
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, RecursionError):
         return None  # a keyword whose value has no business there
 
 
@@ -111,7 +117,8 @@ def _rewritten(node: Any, *, closing: bool) -> Any:
         if word in ("properties", "$defs", "definitions") and isinstance(value, dict):
             inner = {name: _rewritten(each, closing=closing) for name, each in value.items()}
             word = "properties" if word == "properties" else "$defs"
-            out[word] = {**out.get(word, {}), **inner}
+            known = out.get(word)
+            out[word] = {**known, **inner} if isinstance(known, dict) else inner
         elif word in ("anyOf", "oneOf", "prefixItems") and isinstance(value, list):
             word = "anyOf" if word == "oneOf" else word
             out[word] = [_rewritten(each, closing=closing) for each in value]
@@ -131,11 +138,12 @@ def _rewritten(node: Any, *, closing: bool) -> Any:
 
 def _split(node: dict[str, Any]) -> dict[str, Any]:
     """`"type": [a, b]` as anyOf, the provider's own advice."""
-    kinds: list[Any] = node.pop("type")
+    kinds: list[Any] = node["type"]
+    if "anyOf" in node or "$ref" in node or not all(isinstance(kind, str) for kind in kinds) or not kinds:
+        return node  # cannot be said in the supported words; the limits refuse it
+    del node["type"]
     if len(kinds) == 1:
         return {**node, "type": kinds[0]}
-    if "anyOf" in node or "$ref" in node:
-        return {**node, "type": kinds}  # cannot be said in the supported words; the limits refuse it
     about: dict[str, Any] = {word: node.pop(word) for word in ("title", "description", "$defs") if word in node}
     branches = [_branch(node, kind) for kind in kinds]
     return {"anyOf": [branch for branch in branches if branch is not None], **about}

@@ -1,0 +1,121 @@
+"""One streamed answer: the chunks of the upstream to the client, in its protocol, as they come.
+
+The head is held back until the first chunk, so that what fails before it has its own status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from cbatch.client import OnChunk, Reply
+from cbatch.gateway.exchange import Exchange
+from cbatch.gateway.faults import Refused, is_told_in_stream
+from cbatch.gateway.shapes import Shape
+from cbatch.library import Answer
+
+KEEP_ALIVE_S = 15.0  # of silence; Codex waits for 5 minutes, proxies between often for 60 s
+STREAM = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+Ask = Callable[[OnChunk | None, Callable[[Reply], None] | None], Awaitable[Answer]]
+
+
+async def streamed(
+    request: web.Request,
+    exchange: Exchange,
+    shape: Shape,
+    headers: Mapping[str, str],
+    ask: Ask,
+) -> web.StreamResponse:
+    """Send what the upstream says as it comes. Ends with the client, or with the upstream.
+
+    A client that goes away cancels this handler, and with it the request to the upstream.
+    """
+    pieces: list[bytes] = []
+    news = asyncio.Event()
+    whole: list[Reply] = []
+    chunks = 0
+
+    def on_chunk(chunk: dict[str, Any]) -> None:
+        nonlocal chunks
+        if not chunks:
+            pieces.append(shape.begin())
+        chunks += 1
+        if exchange.keeps:
+            exchange.upstream.append(chunk)
+        pieces.append(shape.chunk(chunk))
+        news.set()
+
+    response: web.StreamResponse | None = None
+
+    async def say(data: bytes) -> None:
+        nonlocal response
+        if response is None:
+            response = web.StreamResponse(headers={**STREAM, **headers})
+            await response.prepare(request)
+            exchange.first_out = time.perf_counter()
+        if data:
+            await response.write(data)
+
+    loop = asyncio.get_running_loop()
+    asking = asyncio.ensure_future(ask(on_chunk, whole.append))
+    asking.add_done_callback(lambda _: news.set())
+    heard = 0
+    timer: asyncio.TimerHandle
+
+    def tick() -> None:  # one timer a stream, and none a chunk
+        nonlocal heard, timer
+        if heard == chunks and response is not None:
+            pieces.append(shape.keep_alive())
+            news.set()
+        heard = chunks
+        timer = loop.call_later(KEEP_ALIVE_S, tick)
+
+    timer = loop.call_later(KEEP_ALIVE_S, tick)
+    try:
+        while not (asking.done() and not pieces):
+            await news.wait()
+            news.clear()
+            if pieces:
+                data = b"".join(pieces)
+                pieces.clear()
+                await say(data)
+        try:
+            exchange.answer = asking.result()
+            if not chunks:  # an upstream that does not stream
+                on_chunk(_as_chunk(orjson.loads(whole[-1].body)))
+            await say(b"".join(pieces) + shape.end())
+        except Refused as refused:
+            problem = refused.problem
+            if response is None and not (exchange.is_codex and is_told_in_stream(problem)):
+                raise
+            exchange.problem, exchange.outcome, exchange.status = problem, "failed", problem.status
+            await say((b"" if chunks else shape.begin()) + shape.fail(problem))
+    finally:
+        timer.cancel()
+        if not asking.done():
+            asking.cancel()
+            with suppress(asyncio.CancelledError, Refused):
+                await asking
+    assert response is not None
+    await response.write_eof()
+    return response
+
+
+def _as_chunk(completion: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer in one piece as the one chunk of a stream."""
+    choices = [
+        {
+            "index": choice.get("index", 0),
+            "delta": choice.get("message") or {},
+            "finish_reason": choice.get("finish_reason"),
+        }
+        for choice in completion.get("choices") or []
+    ]
+    return {**completion, "object": "chat.completion.chunk", "choices": choices}
