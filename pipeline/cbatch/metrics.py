@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 import os
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cbatch.errors import JobError
 from cbatch.schema import COLUMN_INDEX
@@ -46,7 +47,9 @@ TTFT_S = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 
 SPEED = (50, 100, 200, 400, 600, 800, 1_000, 1_250, 1_500, 1_750, 2_000, 2_250, 2_500, 2_750, 3_000, 4_000, 6_000)
 
 
-class _Histogram:
+class Histogram:
+    """How often a value came, by the bounds it lies under."""
+
     __slots__ = ("bounds", "counts", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
@@ -55,6 +58,7 @@ class _Histogram:
         self.total = 0.0
 
     def add(self, value: float) -> None:
+        """Count a value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
@@ -62,6 +66,51 @@ class _Histogram:
         """As Prometheus wants them: each with all below it."""
         names = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
         return list(zip(names, accumulate(self.counts), strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One metric of a page: `samples` are the values of its labels, and a number or, of a histogram, its counts."""
+
+    name: str  # whole, without the _total of a counter
+    text: str
+    kind: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...] = ()
+    samples: Sequence[tuple[tuple[str, ...], float | Histogram]] = ()
+
+
+class _Page:
+    """What prometheus_client asks, for families that are there already."""
+
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        for family in self._families:
+            if family.kind == "histogram":
+                histograms = HistogramMetricFamily(family.name, family.text, labels=family.labels)
+                for labels, value in family.samples:
+                    assert isinstance(value, Histogram)
+                    histograms.add_metric(labels, value.buckets(), value.total)
+                yield histograms
+                continue
+            kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+            metric = kind(family.name, family.text, labels=family.labels)
+            for labels, value in family.samples:
+                assert not isinstance(value, Histogram)
+                metric.add_metric(labels, value)
+            yield metric
+
+
+def page(families: Iterable[Family]) -> bytes:
+    """The families in Prometheus' text format."""
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    registry = CollectorRegistry()
+    registry.register(_Page(families))
+    return generate_latest(registry)
 
 
 class _Tally:
@@ -87,7 +136,7 @@ class _Tally:
         self.prompt_tokens = self.cached_tokens = self.completion_tokens = self.reasoning_tokens = 0
         self.cost_usd = 0.0
         self.unpriced = 0
-        self.latency, self.ttft, self.speed = _Histogram(LATENCY_S), _Histogram(TTFT_S), _Histogram(SPEED)
+        self.latency, self.ttft, self.speed = Histogram(LATENCY_S), Histogram(TTFT_S), Histogram(SPEED)
 
 
 class Metrics:

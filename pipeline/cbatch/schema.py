@@ -142,6 +142,7 @@ class Timeline:
     done: float | None = None  # last byte of the last attempt
     backoff_s: float = 0.0
     attempts: int = 0
+    refusals: int = 0  # attempts that ended with 429
     reserved_tokens: int | None = None  # of the last attempt
     started_at: datetime | None = None  # wall clock at the first send, aware, UTC
     scheduled: float | None = None  # when an open loop meant to send it

@@ -101,7 +101,7 @@ async def send(
     task = task or asyncio.current_task()
     assert task is not None
     asked = request.body
-    counted = refusals = reasks = 0
+    counted = reasks = 0
     paid: list[Completion] = []
     cap = sizes.cap() if sizes.auto and request.limit_tokens is None else None
     seen = False
@@ -203,9 +203,9 @@ async def send(
         if bill:
             unknown = not isinstance(error, APIStatusError | APIUnreachableError)
             sender.purse.settle(bill, None if unknown else NOTHING)
-        refusals += isinstance(error, RateLimitError)
+        timeline.refusals += isinstance(error, RateLimitError)
         try:
-            decision = await _decide(error, sender, counted=counted, refusals=refusals)
+            decision = await _decide(error, sender, counted=counted, refusals=timeline.refusals)
         except BaseException:  # no such model, or cancelled while it asked for the list
             sender.gate.leave(cost, Used(0, 0))
             raise

@@ -124,7 +124,7 @@ class Gateway:
         if asks:
             self.counters.observe(**exchange.counted())
             if self._log is not None:
-                self._log.write(exchange.record())
+                self._log.write(exchange.record(), 3 * exchange.size_bytes)  # once as it came, twice translated
 
     def _check(self, request: web.Request) -> None:
         """A page in a browser reaches 127.0.0.1, too: it may not spend this machine's quota."""
@@ -326,6 +326,7 @@ class Gateway:
         body = parsed(plain)
         exchange = request[EXCHANGE]
         if exchange.keeps:
+            exchange.size_bytes = len(plain)
             exchange.request = dict(body)  # its model may be changed
         return raw, plain, body
 

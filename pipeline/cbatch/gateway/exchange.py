@@ -36,6 +36,7 @@ class Exchange:
     first_out: float | None = None  # perf_counter: the first byte to the client
     headers: dict[str, str] = field(default_factory=dict)
     request: Any = None
+    size_bytes: int = 0  # of the request
     chat: Any = None
     upstream: list[Any] = field(default_factory=list)  # chunks, or the answer in one piece
     events: list[Any] = field(default_factory=list)  # told to the client
@@ -71,6 +72,7 @@ class Exchange:
             "wait_s": line.first_sent - line.ready if line.first_sent is not None else None,
             "server_tokens_per_s": metrics.server_tokens_per_s if metrics else None,
             "attempts": line.attempts,
+            "rate_limited": line.refusals,
         }
 
     def record(self) -> dict[str, Any]:

@@ -63,7 +63,7 @@ async def running(options: Options, notify: Callable[[str], None]) -> AsyncItera
     async with AsyncExitStack() as stack:
         log = None
         if options.log is not None:
-            secrets = [options.client_key or "", *(_key(one, options) or "" for one in settings.providers.values())]
+            secrets = [options.client_key, *(_key(one, options) for one in settings.providers.values())]
             log = ExchangeLog(
                 options.log,
                 secrets=[secret for secret in secrets if secret],
@@ -78,7 +78,14 @@ async def running(options: Options, notify: Callable[[str], None]) -> AsyncItera
         )
         upstreams = Upstreams(stack)
 
+        def key_of(provider: Provider) -> str | None:
+            key = _key(provider, options)
+            if log is not None and key:  # of a provider that was added since the start
+                log.hide(key)
+            return key
+
         def make(provider: Provider, settings: Settings) -> tuple[Client, float]:
+            key_of(provider)
             return _client(provider, settings, options), settings.retry.max_wait_s
 
         provider = settings.providers[settings.provider]
@@ -88,7 +95,7 @@ async def running(options: Options, notify: Callable[[str], None]) -> AsyncItera
             watched=watched,
             upstreams=upstreams,
             make=make,
-            passthrough=Passthrough(session, lambda one: _key(one, options)),
+            passthrough=Passthrough(session, key_of),
             store=Responses(),
             counters=counters,
             log=log,
