@@ -135,6 +135,17 @@ def test_bad_bodies_and_routes_get_an_error_that_clients_read(gateways: Gateways
     assert gateway.ask("/v1/chat/completions").status == 405
 
 
+@pytest.mark.parametrize("where", ["tools", "metadata"])
+def test_a_request_that_is_nested_too_deeply_is_refused(gateways: Gateways, sim: Sim, where: str) -> None:
+    """JSON that can be read and not written: 400, and no bug of ours."""
+    deep = json.loads('{"a":' * 400 + "1" + "}" * 400)
+    value = [{"type": "function", "name": "f", "parameters": deep}] if where == "tools" else deep
+    for stream in (False, True):
+        said = gateways(sim).ask("/v1/responses", {**HELLO, where: value, "stream": stream})
+        assert said.status in (200, 400)
+        assert b"bug" not in said.body
+
+
 def test_a_websocket_probe_is_answered_426(gateways: Gateways, sim: Sim) -> None:
     """Codex falls back to HTTP at once."""
     headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}

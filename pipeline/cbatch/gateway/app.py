@@ -11,6 +11,7 @@ import asyncio
 import hmac
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -97,6 +98,9 @@ class Gateway:
             response = await handler(request)
         except Refused as refused:
             problem = refused.problem
+        except orjson.JSONEncodeError:
+            message = "the request is nested too deeply to be sent on"  # 1,024 levels are read, and 254 written
+            problem = Problem(status=400, message=message, code="invalid_json")
         except web.HTTPException as exc:  # the router's: no such route, or not with this method
             problem = _unrouted(request, exc)
         except (asyncio.CancelledError, ConnectionError):
@@ -159,6 +163,8 @@ class Gateway:
             raise Refused(Problem(status=400, message=exc.message, param=exc.param, code=exc.code)) from None
         if exchange.keeps:
             exchange.chat = translation.chat
+        if exchange.is_codex:  # which does not read them, and they are 30 KB in each of three events
+            translation = replace(translation, echo={**translation.echo, "instructions": None, "tools": []})
         upstream = await self._upstream(route.provider)
         chat = translation.chat
         limit = chat.get("max_completion_tokens")

@@ -17,7 +17,7 @@ __all__ = ["plain_schema", "strict_schema"]
 _MAX_CHARS = 5000
 _MAX_DEPTH = 10
 _MAX_PROPERTIES = 500
-_MAX_ENUM = 500
+_MAX_ENUM = 500  # values
 _LONG_ENUM = 250
 _MAX_LONG_ENUM_CHARS = 7500
 _MAX_ANY_OF = 5
@@ -171,7 +171,7 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 
 class _Limits:
-    """One pass over a rewritten schema, counting what is limited in total."""
+    """One pass over a rewritten schema, counting what is limited in total: anew wherever it is referred to."""
 
     def __init__(self, root: dict[str, Any]) -> None:
         self._defs = root.get("$defs") or {}
@@ -181,7 +181,15 @@ class _Limits:
 
     def keep(self, node: Any, depth: int, inside: tuple[str, ...]) -> bool:
         """Whether the schema from here on is one that the decoder takes."""
-        if not isinstance(node, dict) or depth > _MAX_DEPTH or not self._counts_keep(node):
+        if not isinstance(node, dict) or depth > _MAX_DEPTH:
+            return False
+        values = node.get("enum") or ()
+        self._properties += len(node.get("properties") or ())
+        self._enum_values += len(values)
+        self._enum_chars += sum(len(value) for value in values if isinstance(value, str))
+        if self._properties > _MAX_PROPERTIES or self._enum_values > _MAX_ENUM:
+            return False
+        if self._enum_values > _LONG_ENUM and self._enum_chars > _MAX_LONG_ENUM_CHARS:
             return False
         kind = node.get("type")
         if kind is not None and (not isinstance(kind, str) or kind not in _TYPES):
@@ -200,7 +208,7 @@ class _Limits:
                 return False
         if kind == "array" and not ("items" in node or "prefixItems" in node):
             return False
-        if node.get("items") is True or len(node.get("anyOf") or ()) > _MAX_ANY_OF:
+        if len(node.get("anyOf") or ()) > _MAX_ANY_OF:
             return False
         children = [
             *(node.get("properties") or {}).values(),
@@ -210,11 +218,3 @@ class _Limits:
         if node.get("items") not in (None, False):
             children.append(node["items"])
         return all(self.keep(child, depth + 1, inside) for child in children)
-
-    def _counts_keep(self, node: dict[str, Any]) -> bool:
-        values = node.get("enum") or ()
-        self._properties += len(node.get("properties") or ())
-        self._enum_values += len(values)
-        self._enum_chars += sum(len(value) for value in values if isinstance(value, str))
-        too_long = self._enum_values > _LONG_ENUM and self._enum_chars > _MAX_LONG_ENUM_CHARS
-        return self._properties <= _MAX_PROPERTIES and self._enum_values <= _MAX_ENUM and not too_long
