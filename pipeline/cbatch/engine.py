@@ -38,7 +38,7 @@ from cbatch.meter import Meter
 from cbatch.parquet import failures, table, text_length
 from cbatch.publish import Publisher, carried_types, rebuild
 from cbatch.purse import Purse
-from cbatch.render import Renderer, RenderError
+from cbatch.render import RenderError, Renderers
 from cbatch.resume import Resume, Work, recipe, try_template
 from cbatch.rundir import RunDir
 from cbatch.runlock import RunLock
@@ -91,7 +91,8 @@ class Run:
         self._now = now
         self.clock = clock
         self._rng = rng or random.Random()
-        self._renderers = {model: Renderer(job, model) for model in job.model}
+        self._renderers = Renderers(job)
+        self._models: Sequence[str] = job.model  # or what the lines of a batch file name, once they are read
         self._accounts = accounts
         self._crew: Crew | None = None
         self.observe: Callable[[Sequence[Any]], None] | None = None  # sees every durable row
@@ -124,7 +125,8 @@ class Run:
         # Reading the job and the input comes before the folder is touched: a typo must leave no trace.
         source = Source(self.job, limit=self._options.limit)
         survey = await asyncio.to_thread(source.survey)
-        try_template(source, survey, self._renderers[self.job.model[0]], self.job.at("prompt"))
+        self._models = list(survey.models)
+        try_template(source, survey, self._renderers, self.job.at("input" if self.job.input.is_batch else "prompt"))
         self.folder.check()
         require_local(self.folder.journal.parent)
         lock = RunLock(*self.folder.locks)
@@ -138,7 +140,7 @@ class Run:
             lock.close()
 
     async def _execute(self, source: Source, survey: Survey) -> Summary:
-        job, folder, progress = self.job, self.folder, self.progress
+        folder, progress = self.folder, self.progress
         journal = Journal(folder.journal, create=True)
         writer = Writer(journal, on_durable=self._on_durable, on_error=self._on_writer_error)
         self._journal, self._writer = journal, writer
@@ -157,7 +159,7 @@ class Run:
                 self._sessions.append(live | {"killed": True})
             await self._take_stock(source, survey, info.get("endpoint"))
             self._report_crash()
-            priced = all(catalog.price(model) is not None for model in job.model)
+            priced = all(catalog.price(model) is not None for model in self._models)
             self._ledger = Ledger(writer, self._earlier, priced=priced)
             if self._resume.may_replace:
                 # Rows that may be replaced must be in a part, and no part may be in the making.
@@ -200,8 +202,8 @@ class Run:
                 f"{self.folder.path}: holds a load run, and this job is a batch",
                 hint="--output DIR starts beside it; --fresh deletes it and starts over",
             )
-        self.progress.total = survey.rows * len(job.model) * job.samples
-        self.progress.left_by_model = dict.fromkeys(job.model, survey.rows * job.samples)
+        self.progress.left_by_model = {model: rows * job.samples for model, rows in survey.models.items()}
+        self.progress.total = sum(self.progress.left_by_model.values())
         self._resume = Resume(job, self._journal, self._renderers, self._options)
         await asyncio.to_thread(self._resume.compare, source, survey, self._endpoint, endpoint_said)
         if not self._resume.known_before:
@@ -211,7 +213,7 @@ class Run:
         """Whether anything is left to be sent."""
         # One iterator a model: a slow model's quota must not hold up another's.
         self._pending = [
-            Pending(self._resume.unanswered(source, survey, model, self.progress)) for model in self.job.model
+            Pending(self._resume.unanswered(source, survey, model, self.progress)) for model in self._models
         ]
         return not all([await pending.is_empty() for pending in self._pending])
 
@@ -289,6 +291,7 @@ class Run:
                 ledger=self._ledger,
                 activity=progress.activity,
                 throttle=self._throttle,
+                models=self._models,
                 left=progress.left_by_model,
                 caps=self._journal.get("caps") or {},
                 accounts=self._accounts,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -43,6 +43,7 @@ class Fleet:
         ledger: Ledger,
         activity: Activity,
         throttle: Throttle,
+        models: Sequence[str] | None = None,
         left: Mapping[str, int] | None,
         caps: Mapping[str, int],
         accounts: Path | None,
@@ -53,7 +54,9 @@ class Fleet:
         notify: Callable[[str], None] = lambda message: None,
         patience_s: float | None = None,
     ) -> None:
-        """`left` is how many prompts of a model are not answered yet (None: nobody knows), `caps` what was learned.
+        """`models` are those to begin with, if not the job's; `caps` is what was learned.
+
+        `left` is how many prompts of a model are not answered yet (None: nobody knows).
 
         `patience_s` is how long an outage is waited for, instead of the job's `retry.max_outage_s`.
         `accounts` is the folder of the budgets that all processes of a key share; None shares nothing.
@@ -85,7 +88,7 @@ class Fleet:
             "notify": notify,
         }
         self._by_model: dict[str, Sender] = {}
-        for model in job.model:
+        for model in job.model if models is None else models:
             self.sender(model)
 
     @property

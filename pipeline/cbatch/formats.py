@@ -19,7 +19,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ijson
 import orjson
@@ -59,6 +59,8 @@ def format_of(path: Path, wanted: str) -> str:
     """jsonl, json, csv or parquet, from `wanted` or from the name. Raises SourceError where neither says."""
     suffixes = [s.lower() for s in path.suffixes]
     compressed = bool(suffixes) and suffixes[-1] in (".gz", ".zst")
+    if wanted == "openai-batch":  # lines by definition; an array of them does no harm
+        wanted = "json" if ".json" in suffixes[-2:] else "jsonl"
     if wanted == "auto":
         suffix = suffixes[-2] if compressed and len(suffixes) > 1 else (suffixes[-1] if suffixes else "")
         if suffix not in _FORMATS:
@@ -179,6 +181,15 @@ def _open(path: Path, stamp: Stamp | None) -> io.BufferedReader:
         return io.BufferedReader(_Gzip(file), 1 << 16)
     if path.suffix.lower() == ".zst":
         return io.BufferedReader(pa.input_stream(file, compression="zstd"), 1 << 16)
+    return file
+
+
+def compressing(file: BinaryIO, path: Path) -> BinaryIO:
+    """What is written to it is compressed into `file` as the name says; to be closed before `file` is."""
+    if path.suffix.lower() == ".gz":
+        return gzip.GzipFile("", "wb", 6, file, mtime=0)  # type: ignore[return-value]  # no name, no time: same bytes
+    if path.suffix.lower() == ".zst":
+        return pa.CompressedOutputStream(file, "zstd")  # type: ignore[no-any-return]
     return file
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serial
 from cbatch import catalog, gates
 
 MADE = "prompts.jsonl"  # in the run directory: prompts that are made, or taken from an earlier run
+BATCH = "openai-batch"  # the input.format of a provider's request lines
 AUTO_CONCURRENCY = (1, 512)  # where `auto` stays; 1,000 requests/min at 0.3 s an answer need 5
 LATER = "comes in a later release of cbatch"
 
@@ -109,7 +110,7 @@ class Input(Part):
 
     path: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
     synthetic: Synthetic | None = None
-    format: Literal["auto", "jsonl", "json", "csv", "parquet"] = "auto"
+    format: Literal["auto", "jsonl", "json", "csv", "parquet", "openai-batch"] = "auto"
     id: str | None = None
     limit: Count | None = None
     where: str | None = None
@@ -140,6 +141,11 @@ class Input(Part):
             if not match or not 1 <= int(match[1]) <= int(match[2]):
                 raise ValueError(f"shard: {self.shard!r} is not like '1/4' (from 1/N to N/N)")
         return self
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether the rows are request lines of a provider's batch API, which hold all there is to send."""
+        return self.format == BATCH
 
     @property
     def shard_of(self) -> tuple[int, int] | None:
@@ -510,11 +516,15 @@ class FailIf(Part):
         return f"errors > {self.percent:g}%" if self.percent is not None else f"errors > {self.count:g}"
 
 
+_LINE = {"body": "body"}  # the prompt that a request line is
+_LINE_ID = "custom_id"
+
+
 class Job(Part):
     """A whole job, every default filled in."""
 
     name: Annotated[str, Field(pattern=r"^[^/\x00-\x1f]+$")]
-    model: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    model: list[Annotated[str, Field(min_length=1)]]  # [] where the lines of a batch file name it
     input: Input
     prompt: PromptSpec
     output: str = "runs/{name}"
@@ -548,6 +558,14 @@ class Job(Part):
             value["input"] = {"path": [MADE]}
         elif isinstance(rows, dict) and rows.get("synthetic") is not None:
             value.setdefault("prompt", "{{ prompt }}")
+        if isinstance(rows, dict) and rows.get("format") == BATCH:
+            if value.get("prompt") not in (None, _LINE):
+                raise ValueError(f"prompt: does not go with input.format {BATCH}: a line is a whole request")
+            if rows.get("id") not in (None, _LINE_ID):
+                raise ValueError(f"input.id: does not go with format {BATCH}: a line's id is its {_LINE_ID}")
+            value |= {"prompt": _LINE, "input": {**rows, "id": _LINE_ID}}
+            if value.get("model") is None:
+                value["model"] = []
         return value
 
     @model_validator(mode="after")
@@ -557,6 +575,13 @@ class Job(Part):
                 gates.parse(text)
             except ValueError as exc:
                 raise ValueError(f"gates: {exc}") from None
+        if not self.model:
+            if not self.input.is_batch:
+                raise ValueError("model: read []; accepted: a model's name, or a list of them")
+            if self.load is not None:
+                raise ValueError("model: a load run asks what it is told to ask: name the model here")
+            if "{model}" in self.output:
+                raise ValueError("output: {model} is a model of this file, and here the lines of the input name it")
         if self.load is not None and self.samples != 1:
             raise ValueError("samples: a load run asks its prompts again and again; use load.repeats or load.requests")
         if self.load is not None and self.load.mode in ("replay", "search") and len(self.model) > 1:
@@ -579,29 +604,32 @@ class Job(Part):
         if any(brace in _PLACEHOLDER.sub("", self.output) for brace in "{}"):
             raise ValueError(f"output: {self.output!r} has a brace without its partner")
         for model in self.model:
-            known = catalog.card(model)
-            if (
-                self.limits.tier
-                and not (known and self.limits.tier in known.tiers)
-                and not (self.limits.rpm and self.limits.tpm)
-            ):
-                near = difflib.get_close_matches(model, catalog.load()[0], n=1)
-                guess = f"did you mean {near[0]}? else " if near else ""
-                raise ValueError(
-                    f"limits.tier: no limits are known for model {model!r}; {guess}give limits.rpm and limits.tpm"
-                )
-            if self.budget.usd is not None and catalog.price(model) is None:
-                raise ValueError(
-                    f"budget.usd: no price is known for model {model!r}, so no budget in USD can be kept; "
-                    "use budget.tokens, or refresh the prices with `cbatch models --refresh`"
-                )
-            limit = self.params.completion_limit
-            if known and limit and limit > known.max_output_tokens:
-                raise ValueError(
-                    f"params.max_completion_tokens: {limit:,} is more than {model} can write, "
-                    f"{known.max_output_tokens:,}"
-                )
+            self.check_model(model)
         return self
+
+    def check_model(self, model: str) -> None:
+        """Raise ValueError, its message starting with the key, where the job does not go with a model."""
+        known = catalog.card(model)
+        if (
+            self.limits.tier
+            and not (known and self.limits.tier in known.tiers)
+            and not (self.limits.rpm and self.limits.tpm)
+        ):
+            near = difflib.get_close_matches(model, catalog.load()[0], n=1)
+            guess = f"did you mean {near[0]}? else " if near else ""
+            raise ValueError(
+                f"limits.tier: no limits are known for model {model!r}; {guess}give limits.rpm and limits.tpm"
+            )
+        if self.budget.usd is not None and catalog.price(model) is None:
+            raise ValueError(
+                f"budget.usd: no price is known for model {model!r}, so no budget in USD can be kept; "
+                "use budget.tokens, or refresh the prices with `cbatch models --refresh`"
+            )
+        limit = self.params.completion_limit
+        if known and limit and limit > known.max_output_tokens:
+            raise ValueError(
+                f"params.max_completion_tokens: {limit:,} is more than {model} can write, {known.max_output_tokens:,}"
+            )
 
     def at(self, key: str) -> str:
         """`job.yaml:3: input.id`: where a key was given, or the nearest one above it."""

@@ -81,7 +81,8 @@ def _one_error(error: ErrorDetails, keys: tuple[object, ...], where: Where) -> t
             return f"{place}: unknown key; did you mean {near[0]}?", None
         return f"{place}: unknown key", f"accepted here: {', '.join(known)}"
     if kind == "missing":
-        return f"{place}: this key is needed and missing", None
+        needs_none = "only lines of a batch API (custom_id, method, url, body) need none"
+        return f"{place}: this key is needed and missing", needs_none if keys == ("prompt",) else None
     if kind == "value_error":
         text = error["msg"].removeprefix("Value error, ")
         text = text if len(text) <= 300 else text[:299] + "…"

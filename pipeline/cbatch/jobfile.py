@@ -7,9 +7,13 @@ built yet is refused by name: an ignored key is a lie about what the run did.
 
 from __future__ import annotations
 
+import glob
 import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,13 +21,16 @@ import orjson
 import yaml
 from pydantic import ValidationError
 
-from cbatch.errors import JobError
-from cbatch.job import LATER, LATER_KEYS, Job
+from cbatch import batchfile
+from cbatch.errors import JobError, SourceError
+from cbatch.formats import read
+from cbatch.job import BATCH, LATER, LATER_KEYS, Job
 from cbatch.joberrors import accepted, job_error
 from cbatch.render import Renderer, condition
 from cbatch.response_format import response_format
 from cbatch.yamltext import Lines, Where, parse_yaml, read_yaml, shown
 
+LOOK_ROWS = 20  # of an input without a `prompt`: whether they are request lines
 _SECTIONS = ("input", "prompt", "params", "limits", "retry", "timeouts", "results")
 
 
@@ -72,6 +79,7 @@ def parse(text: str, path: Path, overrides: Sequence[str] = ()) -> Job:
         if name in raw:
             raise JobError(f"{where((name,))}: unknown key", hint=f"accepted here: {', '.join(accepted(()))}")
     _load_files(raw, where)
+    _recognise_lines(raw, path.parent)
     folder = str(path.parent.resolve())
     try:
         places = {".".join(keys): f"{path}:{line}" if isinstance(line, int) else line for keys, line in lines.items()}
@@ -79,7 +87,7 @@ def parse(text: str, path: Path, overrides: Sequence[str] = ()) -> Job:
     except ValidationError as exc:
         raise job_error(exc, where) from None
     for key_path, check in (
-        (("prompt",), lambda: Renderer(job, job.model[0])),
+        (("prompt",), lambda: Renderer(job, job.model[0] if job.model else "")),
         (("input", "where"), lambda: condition(job.input.where) if job.input.where else None),
     ):
         try:
@@ -125,6 +133,29 @@ def _get(raw: Mapping[str, Any], key_path: tuple[str, ...]) -> object:
     for key in key_path:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
+
+
+def _recognise_lines(raw: dict[str, Any], folder: Path) -> None:
+    """Give the input its format where the job has no `prompt` and the first row is a request line of a batch API."""
+    rows = raw.get("input")
+    spec = dict(rows) if isinstance(rows, dict) else {"path": rows}
+    names = spec.get("path") if isinstance(spec.get("path"), list) else [spec.get("path")]
+    if raw.get("prompt") is not None or spec.get("format", "auto") != "auto" or not names:
+        return
+    if isinstance(names[0], str) and _starts_with_a_line(folder, names[0]):
+        raw["input"] = {**spec, "format": BATCH}
+
+
+def _starts_with_a_line(folder: Path, name: str) -> bool:
+    """Whether the first row that can be read is a request line; False where that cannot be found out."""
+    with suppress(SourceError, OSError, EOFError, ValueError, RuntimeError, zlib.error):
+        path = folder / Path(name).expanduser()
+        found = path if path.is_file() else min(map(Path, glob.glob(str(path), recursive=True)), default=None)  # noqa: PTH207
+        if found is None or not {".jsonl", ".ndjson", ".json"} & {suffix.lower() for suffix in found.suffixes[-2:]}:
+            return False
+        first = next((row.fields for row in islice(read(found, "auto", 0), LOOK_ROWS) if row.fields is not None), None)
+        return first is not None and batchfile.is_line(first)
+    return False
 
 
 def _load_files(raw: dict[str, Any], where: Where) -> None:

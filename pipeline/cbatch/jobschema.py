@@ -18,10 +18,12 @@ def json_schema() -> dict[str, Any]:
     properties = schema["properties"]
     properties.pop("folder")
     properties.pop("places")
-    schema["required"] = ["model"]
+    del schema["required"]
+    lines = {"required": ["input"], "not": {"required": ["prompt"]}}  # of a batch API; only the file can tell
     schema["allOf"] = [
         {"anyOf": [{"required": ["input"]}, _has("load", {"properties": {"mode": {"const": "replay"}}}, "mode")]},
-        {"anyOf": [{"required": ["prompt"]}, _has("input", {}, "synthetic")]},
+        {"anyOf": [{"required": ["prompt"]}, _has("input", {}, "synthetic"), lines]},
+        {"anyOf": [{"required": ["model"]}, lines]},
     ]
     text: dict[str, Any] = {"type": "string"}
     texts: dict[str, Any] = {"type": "array", "items": text}

@@ -9,7 +9,7 @@ from cbatch import catalog
 from cbatch.job import Job
 from cbatch.journal import Journal, key_of
 from cbatch.pace import MARGIN, SECONDS, Pacer
-from cbatch.render import Renderer, RenderError
+from cbatch.render import RenderError, Renderers
 from cbatch.resume import try_template
 from cbatch.source import Source
 
@@ -70,16 +70,17 @@ def plan(
     """
     source = Source(job, limit=limit)
     survey = source.survey()
-    renderers = {model: Renderer(job, model) for model in job.model}
-    try_template(source, survey, renderers[job.model[0]], job.at("prompt"))
+    models = list(survey.models)
+    renderers = Renderers(job)
+    try_template(source, survey, renderers, job.at("input" if job.input.is_batch else "prompt"))
     if journal is not None:
         journal.index()
     known = edited = 0
-    prompt_tokens = dict.fromkeys(job.model, 0)
-    reserved = dict.fromkeys(job.model, 0)
-    requests = dict.fromkeys(job.model, 0)
-    never_fit = dict.fromkeys(job.model, 0)
-    known_limits = {model: _limits(job, model, (learned or {}).get(model, {})) for model in job.model}
+    prompt_tokens = dict.fromkeys(models, 0)
+    reserved = dict.fromkeys(models, 0)
+    requests = dict.fromkeys(models, 0)
+    never_fit = dict.fromkeys(models, 0)
+    known_limits = {model: _limits(job, model, (learned or {}).get(model, {})) for model in models}
     largest = {
         model: min((limit for name, limit in limits.items() if "tokens" in name), default=float("inf"))
         for model, limits in known_limits.items()
@@ -87,13 +88,13 @@ def plan(
     first_body: bytes | None = None
     first_origin = first_problem = None
     unrenderable = 0
-    for prompt in source.prompts(survey, job.model):
+    for prompt in source.prompts(survey, models):
         if prompt.problem is not None:
             continue
         try:
             request = renderers[prompt.model](prompt)
         except RenderError as exc:
-            unrenderable += prompt.model == job.model[0] and not prompt.sample
+            unrenderable += not prompt.sample and (not job.model or prompt.model == models[0])
             first_problem = first_problem or f"{prompt.origin}: {exc}"
             continue
         if first_body is None:
@@ -129,7 +130,7 @@ def plan(
                 known_limits[m],
                 learned=bool((learned or {}).get(m)),
             )
-            for m in job.model
+            for m in models
         ],
     )
 
@@ -186,7 +187,7 @@ def _seconds(
     """How long each limit alone would take. Minutes flow; a bucket of an hour or a day is full at the start."""
     card = catalog.card(model)
     speed = (card.tokens_per_s if card else None) or UNKNOWN_TOKENS_PER_S
-    workers = max(1, job.limits.in_flight[1] // len(job.model))
+    workers = max(1, job.limits.in_flight[1] // (len(job.model) or 1))
     rounds = -(-requests // workers)  # no run is shorter than one answer
     seconds = {"concurrency": rounds * (OVERHEAD_S + answer_tokens / speed)}
     for name, limit in limits.items():

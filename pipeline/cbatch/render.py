@@ -21,7 +21,7 @@ import jinja2.runtime
 import orjson
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 
-from cbatch import catalog
+from cbatch import batchfile, catalog
 from cbatch.errors import JobError
 from cbatch.job import TRAVEL_FIELDS, Job
 from cbatch.schema import Prompt, Request
@@ -306,12 +306,25 @@ def condition(text: str) -> Callable[[Mapping[str, Any]], bool]:
     return holds
 
 
+class Renderers(dict[str, "Renderer"]):
+    """The renderer of each model, made when it is asked for first: a batch file names its models in its lines."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__({model: Renderer(job, model) for model in job.model})
+        self._job = job
+
+    def __missing__(self, model: str) -> Renderer:
+        made = self[model] = Renderer(self._job, model)
+        return made
+
+
 class Renderer:
     """Turns prompts of one model into requests. Raises JobError if a template does not parse."""
 
     def __init__(self, job: Job, model: str) -> None:
         self._model = model
         self._spec = job.prompt
+        self._is_batch = job.input.is_batch
         self._system = _template(job.prompt.system, "prompt.system")
         self._user = _template(job.prompt.user, "prompt")
         self._params = job.params.body()
@@ -339,7 +352,8 @@ class Renderer:
         fields = prompt.fields
         if self._spec.body is not None:
             try:
-                return self._raw(_column(fields, self._spec.body, dict), prompt.id)
+                body = self._line(fields) if self._is_batch else _column(fields, self._spec.body, dict)
+                return self._raw(body, prompt.id)
             except RecursionError:
                 raise RenderError("the body is nested too deeply") from None
         try:
@@ -370,6 +384,19 @@ class Renderer:
             limit_tokens=self._limit_tokens,
             prompt_id=prompt.id,
         )
+
+    def _line(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The chat request that a line of a batch API asks for."""
+        try:
+            line = batchfile.read_line(fields)
+            if line.endpoint == batchfile.CHAT:
+                return line.body
+            # Only now: most jobs have no such line.
+            from cbatch.responses import target, to_chat
+
+            return to_chat(line.body, target(self._model)).chat
+        except ValueError as exc:
+            raise RenderError(str(exc)) from None
 
     def _raw(self, row_body: dict[str, Any], prompt_id: str) -> Request:
         # A null is a key that is not there: Parquet fills in every key that any row has, and none may undo params.

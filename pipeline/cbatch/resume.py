@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import groupby, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,7 +85,7 @@ class Resume:
             return
         self._check_digests = True
         known = changed = 0
-        for prompt in source.prompts(survey, self._job.model):
+        for prompt in source.prompts(survey, list(survey.models)):
             found = self._journal.lookup(key_of(prompt.id, prompt.model), prompt.sample)
             if found is not None:
                 known += 1
@@ -93,7 +94,7 @@ class Resume:
         if not known and self._options.limit is None:  # a limit may just not reach the known rows
             raise JobError(
                 f"{folder}: belongs to another job: none of its {self.known_before:,} rows comes from this input "
-                f"and model {', '.join(self._job.model)}",
+                f"and model {', '.join(survey.models)}",
                 hint="use another folder with --output, or start over with --fresh",
             )
         if changed and self._options.changed is None:
@@ -111,7 +112,7 @@ class Resume:
         skipped = seen = 0
         for prompt in source.prompts_and_gaps(survey, (model,)):
             # Rows appended since the survey wait for the next start: it does not know which of them repeat others.
-            if seen == survey.rows * self._job.samples:
+            if seen == survey.models[model] * self._job.samples:
                 return
             if prompt is None:
                 skipped += 1
@@ -189,14 +190,14 @@ def _run_folder(journal: Journal) -> Path:
         return folder
 
 
-def try_template(source: Source, survey: Survey, renderer: Renderer, at: str) -> None:
+def try_template(source: Source, survey: Survey, renderers: Mapping[str, Renderer], at: str) -> None:
     """Raise JobError if none of the first rows can be rendered: then the template is wrong, not a row."""
     problem: tuple[str, str] | None = None
-    firsts = (prompt for prompt in source.prompts(survey, ("",)) if prompt.sample == 0)
-    for row in islice(firsts, TRIAL_ROWS):
+    by_row = groupby(source.prompts(survey, list(survey.models)), key=attrgetter("index"))
+    for row in islice((next(prompts) for _, prompts in by_row), TRIAL_ROWS):
         if row.problem is None:
             try:
-                renderer(row)
+                renderers[row.model](row)
             except RenderError as exc:
                 problem = problem or (row.origin, str(exc))
             else:

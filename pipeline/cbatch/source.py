@@ -18,6 +18,7 @@ import hashlib
 import random
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,11 +29,14 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cbatch import batchfile
 from cbatch.errors import JobError, SourceError
 from cbatch.formats import Row, Stamp, format_of, plain, read, to_json
 from cbatch.job import Job
 from cbatch.render import RenderError, condition
 from cbatch.schema import COLUMN_INDEX, Prompt
+
+MAX_MODELS = 32  # that the lines of a batch file may name: each is a pass over the file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,7 @@ class Survey:
     repeated: frozenset[bytes]  # content hashes that occur more than once
     chosen: frozenset[int] | None  # row indexes of input.sample
     carry_types: dict[str, str] = field(default_factory=dict)
+    models: dict[str, int] = field(default_factory=dict)  # rows for each: the job's, or those that lines name
 
 
 class Source:
@@ -95,11 +100,17 @@ class Source:
         hashes = array("Q")
         problems = 0
         column, identified = self._spec.id, False
+        models = Counter[str]()
         for row in self.rows(chosen):
+            named = self._model(row)
+            if self._by_line:
+                models[named or ""] += 1
+                self._refuse_many(models)
             identity = _row_id(row, column)
             identified = identified or identity is not None
             hashes.append(int.from_bytes(_hash(identity if identity is not None else _content(row)), "little"))
-            if row.problem is not None or (column is not None and identity is None):
+            nameless = self._by_line and named is None
+            if row.problem is not None or (column is not None and identity is None) or nameless:
                 problems += 1
         if not hashes:
             names = ", ".join(str(f) for f in self.files[:3])
@@ -115,12 +126,47 @@ class Source:
             self._refuse_duplicates(chosen, repeated)
         return Survey(
             rows=len(hashes),
+            models=self._named(models) if self._by_line else dict.fromkeys(self._job.model, len(hashes)),
             problems=problems,
             fingerprint=self.fingerprint(),
             repeated=frozenset(repeated),
             chosen=chosen,
             carry_types=self._carry_types(),
         )
+
+    @property
+    def _by_line(self) -> bool:
+        """Whether each row goes to the model that it names itself."""
+        return not self._job.model
+
+    def _model(self, row: Row) -> str | None:
+        """The model that a row names; None where it names none, or is not asked."""
+        return batchfile.model_of(row.fields) if self._by_line and row.fields is not None else None
+
+    def _refuse_many(self, models: Counter[str]) -> None:
+        if len(models) > MAX_MODELS:
+            first = ", ".join(repr(name) for name in list(models)[:3])
+            raise JobError(
+                f"{self._job.at('input')}: the lines name more than {MAX_MODELS} models: {first}, …",
+                hint="`model` in job.yaml replaces them",
+            )
+
+    def _named(self, models: Counter[str]) -> dict[str, int]:
+        """The models that lines name, in the order they are met; lines without one are errors of the first."""
+        nameless = models.pop("", 0)
+        if not models:
+            raise JobError(
+                f"{self._job.at('model')}: no line names one in its body, and this key is missing",
+                hint="give `model` in job.yaml",
+            )
+        for model in models:
+            try:
+                self._job.check_model(model)
+            except ValueError as exc:
+                key, _, text = str(exc).partition(": ")
+                raise JobError(f"{self._job.at(key)}: {text}") from None
+        models[next(iter(models))] += nameless
+        return dict(models)
 
     def fingerprint(self) -> str:
         """The sha-256 of the bytes of all files and of what selects from them."""
@@ -133,7 +179,7 @@ class Source:
         return total.hexdigest()
 
     def prompts(self, survey: Survey, models: Sequence[str]) -> Iterator[Prompt]:
-        """Every row for every one of `models` and every sample, with its id."""
+        """Every row for every one of `models` and every sample, with its id; a line that names its model for that."""
         return (prompt for prompt in self.prompts_and_gaps(survey, models) if prompt is not None)
 
     def prompts_and_gaps(self, survey: Survey, models: Sequence[str]) -> Iterator[Prompt | None]:
@@ -158,12 +204,20 @@ class Source:
                     occurrences[digest] = nth = occurrences.get(digest, 0) + 1
                     if nth > 1:
                         key = f"{key}-{nth}"
+            if self._by_line:
+                named = self._model(row)
+                if named is None and problem is None:
+                    fields, problem = None, "body.model is missing, and so is `model` in job.yaml"
+                asked = [named or next(iter(survey.models))]
+                asked = [model for model in asked if model in models]
+            else:
+                asked = list(models)
             if survey.carry_types and fields is not None:
                 try:  # here and not when the answer is in: it would be paid for and could not be stored
                     carried(fields, survey.carry_types)
                 except RecursionError:
                     fields, problem = None, "a column of results.carry is nested too deeply"
-            for model in models:
+            for model in asked:
                 for sample in samples:
                     yield Prompt(
                         id=key,
@@ -249,7 +303,9 @@ class Source:
         if found:
             raise SourceError(
                 "\n".join(found),
-                hint=f"ids must be unique; `input.id: {self._spec.id}` may name the wrong column",
+                hint="a custom_id stands for one line: give each its own"
+                if self._spec.is_batch
+                else f"ids must be unique; `input.id: {self._spec.id}` may name the wrong column",
             )
 
     def _any(self) -> bool:

@@ -20,7 +20,7 @@ from cbatch.errors import JobError, SourceError
 from cbatch.job import Job
 from cbatch.journal import VISIBLE, Journal, key_of
 from cbatch.parquet import read_rows, sha256
-from cbatch.render import Renderer, RenderError
+from cbatch.render import RenderError, Renderers
 from cbatch.rundir import RunDir
 from cbatch.source import Source
 
@@ -184,12 +184,12 @@ def _check_input(folder: RunDir, journal: Journal, seen: set[tuple[bytes, int]],
         return
     if survey.fingerprint != info.get("source", {}).get("sha256"):
         proof.notes.append("the input was edited since the last run")
-    renderers = {model: Renderer(job, model) for model in job.model}
+    renderers = Renderers(job)
     proof.prompts = 0
     missing: list[str] = []
     other: list[str] = []
     matched = 0
-    for prompt in source.prompts(survey, job.model):
+    for prompt in source.prompts(survey, list(survey.models)):
         proof.prompts += 1
         key = (key_of(prompt.id, prompt.model), prompt.sample)
         if key not in seen:
