@@ -76,7 +76,7 @@ def test_init_writes_a_job_that_runs_as_it_is(tmp_path: Path) -> None:
 
 COMMANDS = (
     *("", "run", "plan", "status", "report", "compare", "verify", "init", "schema"),
-    *("models", "ping", "ask", "chat", "sessions", "sim"),
+    *("export", "models", "ping", "ask", "chat", "sessions", "serve", "sim"),
 )
 
 

@@ -23,7 +23,8 @@ PORT = 8787
 
 
 @click.command(
-    epilog="Example: cbatch serve --print-codex-config > ~/.codex/config.toml && cbatch serve\n\n"
+    epilog="Example: cbatch serve --print-codex-config > ~/.codex-cbatch/config.toml; cbatch serve; "
+    "and in another terminal CODEX_HOME=~/.codex-cbatch codex\n\n"
     "Any OpenAI client on this machine: OPENAI_BASE_URL=http://127.0.0.1:8787/v1, and any key."
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
