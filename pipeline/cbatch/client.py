@@ -17,7 +17,7 @@ from cbatch.plain import is_available, plain_transport
 from cbatch.replies import Reply, read_completion, read_error, read_models
 from cbatch.schema import Completion
 from cbatch.sse import Decoder, is_stream, read_stream
-from cbatch.transport import Endpoint, OnRead, Transport, session_transport
+from cbatch.transport import Endpoint, OnRead, OnSent, Transport, session_transport
 
 OnChunk = Callable[[dict[str, Any]], None]
 OnReply = Callable[[Reply], None]
@@ -66,11 +66,13 @@ class Client:
         deadline_s: float | None = None,
         on_chunk: OnChunk | None = None,
         on_reply: OnReply | None = None,
+        on_sent: OnSent | None = None,
     ) -> Completion:
         """Send one chat completion request; a whole answer may take `deadline_s`. Raises APIError.
 
         `on_chunk` gets each chunk of a stream as it comes; what they add up to is checked at the end.
-        `on_reply` gets the whole answer as the server wrote it, before it is read.
+        `on_reply` gets the whole answer as the server wrote it, before it is read. `on_sent` is called when the
+        request is written.
         """
         on_read = None
         broken: list[Exception] = []
@@ -86,7 +88,7 @@ class Client:
                 except Exception as exc:  # noqa: BLE001  the caller's, and no fault of the answer
                     broken.append(exc)
 
-        reply = await self._exchange("POST", self._chat, body, deadline_s, on_read)
+        reply = await self._exchange("POST", self._chat, body, deadline_s, on_read, on_sent)
         if broken:
             raise broken[0]
         if on_reply is not None and reply.status == 200:
@@ -110,8 +112,9 @@ class Client:
         body: bytes | None = None,
         deadline_s: float | None = None,
         on_read: OnRead | None = None,
+        on_sent: OnSent | None = None,
     ) -> Reply:
-        reply = await self._transport.exchange(method, url, body, deadline_s or self.endpoint.total_s, on_read)
+        reply = await self._transport.exchange(method, url, body, deadline_s or self.endpoint.total_s, on_read, on_sent)
         # Messages and texts are kept: a key never is.
         if self._key_bytes is not None and (self._key_in_answers or reply.status != 200):
             reply.body = reply.body.replace(self._key_bytes, b"(key removed)")

@@ -15,8 +15,10 @@ from cbatch.purse import Bill, Purse
 from cbatch.schema import Completion
 from cbatch.session import Activity
 from cbatch.sizes import Sizes
+from cbatch.transport import OnSent
 
 QUANTILE = 0.99  # of the answers are there before anything is asked a second time
+NOTHING = Bill(0.0, 0.0)
 LOOK_AGAIN_S = 1.0  # where it is not known yet what is late, or a late one cannot be asked again yet
 
 
@@ -32,23 +34,29 @@ class Hedge:
         """The first answer of one or two identical requests. Raises APIError when both failed.
 
         `cost` and `bill` are what one of them may cost; the first has them already. Who loses may have
-        been paid for, so its bill is its worst.
+        been paid for, so its bill is its worst; a second that was called back unsent costs nothing.
         """
         loop = asyncio.get_running_loop()
-        sent_at = loop.time()
-        first = asyncio.ensure_future(self._api.complete(body, deadline_s))
+        begun_at = loop.time()
+        written = 0
+
+        def count() -> None:
+            nonlocal written
+            written += 1
+            if written == 2:  # not with the second: it may overtake a first that is still to connect
+                self._activity.hedged += 1
+                self._activity.sent += 1
+
+        first = asyncio.ensure_future(self._api.complete(body, deadline_s, on_sent=count))
         tasks = [first]
         try:
             while not first.done():
                 late_s = self._sizes.slow_after_s(QUANTILE)  # what was sent before it was known can be late, too
-                wait_s = LOOK_AGAIN_S if late_s is None else sent_at + late_s - loop.time()
+                wait_s = LOOK_AGAIN_S if late_s is None else begun_at + late_s - loop.time()
                 if wait_s <= 0:
                     if self._affords(cost) and self._enter(cost, purse, bill):
-                        self._spent_tokens += cost.total
-                        self._activity.hedged += 1
-                        self._activity.sent += 1
-                        tasks.append(asyncio.ensure_future(self._second(body, deadline_s, cost)))
-                        await asyncio.sleep(0)  # it begins, even if the first is in: it was counted, it has a permit
+                        tasks.append(asyncio.ensure_future(self._second(body, deadline_s, cost, purse, bill, count)))
+                        await asyncio.sleep(0)  # it begins, even if the first is in: it has a permit to give back
                         break
                     wait_s = LOOK_AGAIN_S
                 await asyncio.wait({first}, timeout=wait_s)
@@ -56,29 +64,42 @@ class Hedge:
         finally:
             for task in tasks:
                 task.cancel()
-            if bill and len(tasks) > 1:
-                purse.settle(bill, None)
             await asyncio.wait(tasks)  # does not swallow a cancellation of this one, which comes meanwhile
             for task in tasks:
                 if not task.cancelled():
                     task.exception()  # seen: nobody else asks
 
-    async def _second(self, body: bytes, deadline_s: float, cost: Cost) -> Completion:
-        used = None
+    async def _second(
+        self, body: bytes, deadline_s: float, cost: Cost, purse: Purse, bill: Bill | None, count: OnSent
+    ) -> Completion:
+        used, sent = None, False
+
+        def on_sent() -> None:
+            nonlocal sent
+            sent = True
+            count()
+
         try:
-            answer = await self._api.complete(body, deadline_s)
+            answer = await self._api.complete(body, deadline_s, on_sent=on_sent)
             used = self._sizes.used(answer)
         finally:
-            self._gate.leave(cost, used)
+            if sent:
+                self._gate.leave(cost, used)
+            else:  # called back, or failed, while it was still to connect
+                self._gate.never_sent(cost)
+                self._spent_tokens -= cost.total
+            if bill:
+                purse.settle(bill, None if sent else NOTHING)
         return answer
 
     def _enter(self, cost: Cost, purse: Purse, bill: Bill | None) -> bool:
         if bill and not purse.try_take(bill):
             return False
         if self._gate.try_enter(cost):
+            self._spent_tokens += cost.total
             return True
         if bill:
-            purse.settle(bill, Bill(0.0, 0.0))
+            purse.settle(bill, NOTHING)
         return False
 
     def _affords(self, cost: Cost) -> bool:

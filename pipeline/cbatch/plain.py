@@ -26,7 +26,7 @@ from yarl import URL
 
 from cbatch.errors import APIConnectionError, APIError, APIResponseError, APIUnreachableError
 from cbatch.replies import Reply
-from cbatch.transport import DNS_S, KEEP_ALIVE_S, SWEEP_S, Endpoint, OnRead, cut_off, late, no_connection
+from cbatch.transport import DNS_S, KEEP_ALIVE_S, SWEEP_S, Endpoint, OnRead, OnSent, cut_off, late, no_connection
 
 try:
     from aiohttp.http_parser import HttpResponseParser
@@ -344,7 +344,13 @@ class PlainTransport:
         self._sweep()
 
     async def exchange(
-        self, method: str, url: str, body: bytes | None, deadline_s: float, on_read: OnRead | None = None
+        self,
+        method: str,
+        url: str,
+        body: bytes | None,
+        deadline_s: float,
+        on_read: OnRead | None = None,
+        on_sent: OnSent | None = None,
     ) -> Reply:
         """The whole answer to one request, with the stamps of its socket reads. Raises APIConnectionError."""
         head = self._heads.get((method, url)) or self._head(method, url)
@@ -361,6 +367,8 @@ class PlainTransport:
             raise APIConnectionError(_NO_ANSWER)
         self._busy[connection] = None
         answer = connection.ask(head, body, until, deadline_s, on_read)
+        if on_sent is not None:
+            on_sent()
         try:
             return await answer
         except asyncio.CancelledError:

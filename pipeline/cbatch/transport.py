@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import aiohttp
@@ -44,17 +45,25 @@ class Endpoint:
 
 
 OnRead = Callable[[bytes], None]
+OnSent = Callable[[], None]
 
 
 class Transport(Protocol):
     """What a client sends through."""
 
     async def exchange(
-        self, method: str, url: str, body: bytes | None, deadline_s: float, on_read: OnRead | None = None
+        self,
+        method: str,
+        url: str,
+        body: bytes | None,
+        deadline_s: float,
+        on_read: OnRead | None = None,
+        on_sent: OnSent | None = None,
     ) -> Reply:
         """The whole answer to one request, with the stamps of its socket reads. Raises APIConnectionError.
 
-        `on_read` gets each piece of the body of an answer with status 200 as it comes.
+        `on_read` gets each piece of the body of an answer with status 200 as it comes. `on_sent` is called
+        once, when a request with a body is written: one that ends before was never there.
         """
 
 
@@ -85,7 +94,13 @@ class SessionTransport:
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def exchange(
-        self, method: str, url: str, body: bytes | None, deadline_s: float, on_read: OnRead | None = None
+        self,
+        method: str,
+        url: str,
+        body: bytes | None,
+        deadline_s: float,
+        on_read: OnRead | None = None,
+        on_sent: OnSent | None = None,
     ) -> Reply:
         """The whole answer to one request, with the stamps of its socket reads. Raises APIConnectionError."""
         endpoint = self._endpoint
@@ -97,7 +112,9 @@ class SessionTransport:
         try:
             # A redirect is not followed: it would carry the key to another host.
             # No `async with`: reading to the end gives the connection back, and any error closes it.
-            response = await self._session.request(method, URL(url), data=body, allow_redirects=False)
+            response = await self._session.request(
+                method, URL(url), data=body, allow_redirects=False, trace_request_ctx=on_sent
+            )
             return Reply(response.status, response.headers, *await _read(response, on_read))
         except asyncio.CancelledError:
             # Ours, if the sweeper did it and nobody else did.
@@ -162,6 +179,19 @@ async def _read(response: aiohttp.ClientResponse, on_read: OnRead | None) -> tup
     return pieces[0] if len(pieces) == 1 else b"".join(pieces), reads
 
 
+def _tells_when_sent() -> aiohttp.TraceConfig:
+    """Calls the `trace_request_ctx` of a request when its body is written, which its headers wait for."""
+
+    async def written(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
+        on_sent, context.trace_request_ctx = context.trace_request_ctx, None  # a body may be written in pieces
+        if on_sent is not None:
+            on_sent()
+
+    config = aiohttp.TraceConfig()
+    config.on_request_chunk_sent.append(written)
+    return config
+
+
 @asynccontextmanager
 async def session_transport(endpoint: Endpoint, headers: Mapping[str, str]) -> AsyncIterator[SessionTransport]:
     """A session whose connections live as long as the block."""
@@ -173,6 +203,7 @@ async def session_transport(endpoint: Endpoint, headers: Mapping[str, str]) -> A
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=endpoint.connect_s),  # the rest is swept
         proxy=endpoint.proxy,  # resolved once by the caller: trust_env costs 2-3 x the CPU of a request
         trust_env=False,
+        trace_configs=[_tells_when_sent()],
     ) as session:
         transport = SessionTransport(endpoint, session)
         try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import JobFolder, Result, Sim, ask, belongs, questions
+from tests.integration.conftest import JobFolder, Result, Sim, ask, belongs, questions, wait_for
 
 Sims = Callable[..., Sim]
 ROWS = 40
@@ -244,9 +244,9 @@ def test_a_connection_dropped_in_the_middle(job: JobFolder, sims: Sims) -> None:
 
 def test_an_answer_that_stalls(job: JobFolder, sims: Sims) -> None:
     """No request lasts longer than timeouts.total_s, though bytes of its answer have come."""
-    job.settings["timeouts"] = {"total_s": 0.3}
-    told_then_cured(job, sims, "stall", ("timeout", None, None), "no whole answer within 0.3 s")
-    assert job.sim.stats()["in_flight"] == 0
+    job.settings["timeouts"] = {"total_s": 2}  # more than a whole answer takes on a busy machine
+    told_then_cured(job, sims, "stall", ("timeout", None, None), "no whole answer within 2 s")
+    wait_for(lambda: job.sim.stats()["in_flight"] == 0, "the simulator to see that nobody waits")
 
 
 # -- answers that are odd -----------------------------------------------------------------------
@@ -255,7 +255,8 @@ def test_an_answer_that_stalls(job: JobFolder, sims: Sims) -> None:
 def test_a_slow_first_byte(job: JobFolder, sims: Sims) -> None:
     """A late answer within timeouts.total_s is an answer, and its latency is measured."""
     _, rows = costs_nothing(job, sims, "--fault", f"slow_first_byte={SOME}", "--slow-s", "0.4")
-    assert sum(row["latency_s"] >= 0.4 for row in rows) >= job.sim.stats()["faults"]["slow_first_byte"] > 0
+    late = 0.4 - 0.001  # the simulator's timers may be that much early: uvloop's are in whole ms
+    assert sum(row["latency_s"] >= late for row in rows) >= job.sim.stats()["faults"]["slow_first_byte"] > 0
 
 
 def test_an_answer_without_usage(job: JobFolder, sims: Sims) -> None:

@@ -13,6 +13,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ import trustme
 
 from cbatch import plain
 from cbatch.errors import APIConnectionError, APIError, APIResponseError, APITimeoutError, APIUnreachableError
-from cbatch.plain import PlainTransport
+from cbatch.plain import PlainTransport, plain_transport
+from cbatch.transport import Endpoint, session_transport
 from tests.integration.raw_server import (
     LONG_S,
     SOON_S,
@@ -420,6 +422,42 @@ async def test_a_request_cancelled_while_it_connects_leaves_nothing() -> None:
                 await task
             assert not transport._busy
         assert (await ask(transport, b"last")).body == b"last"
+
+
+@pytest.mark.parametrize("over", [plain_transport, session_transport])
+@on_both_loops
+async def test_a_request_is_told_as_sent_if_and_only_if_it_reaches_the_server(over: Any) -> None:
+    """Cancelled in every turn from its beginning to its answer, on a new connection."""
+    sent: list[bytes] = []
+    async with serving(echo) as server:
+        for count in range(60):
+            body = b"%d" % count
+            async with over(Endpoint(base_url=server.url), {}) as transport:
+                exchange = transport.exchange("POST", server.url, body, LONG_S, on_sent=partial(sent.append, body))
+                task = asyncio.ensure_future(exchange)
+                await turns(count)
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+        await until(lambda: len(server.bodies) >= len(sent))
+        await turns(20)
+        assert sorted(server.bodies) == sorted(sent)
+    assert 0 < len(sent) < 60
+
+
+@pytest.mark.parametrize("over", [plain_transport, session_transport])
+@on_both_loops
+async def test_a_request_is_told_as_sent_once_and_not_if_nobody_listens(over: Any) -> None:
+    """Whatever its size, on a connection that is new or was used."""
+    sent: list[int] = []
+    async with serving(echo) as server, over(Endpoint(base_url=server.url), {}) as transport:
+        for size in (1, plain.JOINED_BYTES + 1, 900_000, 1):
+            await transport.exchange("POST", server.url, b"x" * size, LONG_S, on_sent=partial(sent.append, size))
+    assert sent == [1, plain.JOINED_BYTES + 1, 900_000, 1]
+    async with over(Endpoint(base_url=server.url), {}) as transport:
+        with pytest.raises(APIUnreachableError):
+            await transport.exchange("POST", server.url, b"{}", LONG_S, on_sent=partial(sent.append, 0))
+    assert 0 not in sent
 
 
 @pytest.mark.parametrize("order", ["cancelled, then answered", "answered, then cancelled", "answered"])

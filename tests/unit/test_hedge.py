@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, cast
 
 import pytest
 
 from cbatch.catalog import Quota
 from cbatch.client import Client
-from cbatch.errors import APIConnectionError, APIError, APITimeoutError
+from cbatch.errors import APIConnectionError, APIError, APITimeoutError, APIUnreachableError
 from cbatch.gate import Gate
-from cbatch.hedge import Hedge
+from cbatch.hedge import NOTHING, Hedge
 from cbatch.job import Retry
 from cbatch.pace import Cost
 from cbatch.purse import Bill
@@ -27,20 +28,32 @@ Virtual = Callable[[Any], Any]
 COST = Cost(1_000.0, 10.0, 10.0)
 BILL = Bill(0.001, 1_000.0)
 USUAL_S = 0.1
+CONNECTS = [(0.0, 0.0), (0.0, 0.05), (0.0, 0.2), (0.2, 0.0), (9.0, 0.0)]
 
 
 @dataclass
 class Api:
-    """Every request takes its own time: (seconds, answer or error)."""
+    """Every request takes its own time: (seconds, answer or error), after its time to connect."""
 
     plan: list[tuple[float, Completion | BaseException]]
+    connects_s: tuple[float, float] = (0.0, 0.0)  # a first one, a second one
+    cannot_connect: bool = False  # a second one
+    firsts: int = 1
     started: list[float] = field(default_factory=list)
+    sent: list[int] = field(default_factory=list)
     cancelled: int = 0
 
-    async def complete(self, body: bytes, deadline_s: float) -> Completion:
-        took_s, end = self.plan[min(len(self.started), len(self.plan) - 1)]
+    async def complete(self, body: bytes, deadline_s: float, on_sent: Callable[[], None] = lambda: None) -> Completion:
+        number = len(self.started)
+        took_s, end = self.plan[min(number, len(self.plan) - 1)]
         self.started.append(asyncio.get_running_loop().time() - 1_000.0)
         try:
+            if connects_s := self.connects_s[number >= self.firsts]:
+                await asyncio.sleep(connects_s)
+            if number >= self.firsts and self.cannot_connect:
+                raise APIUnreachableError("u")
+            self.sent.append(number)
+            on_sent()
             await asyncio.sleep(took_s)
         except asyncio.CancelledError:
             self.cancelled += 1
@@ -109,6 +122,55 @@ def test_the_first_answer_wins_and_the_loser_is_cancelled(
     virtual(main())
 
 
+@pytest.mark.parametrize(
+    ("api", "cancelled"),
+    [
+        pytest.param(Api([(0.5, FIRST)], connects_s=(0.0, 9.0)), 1, id="the first answers while the second connects"),
+        pytest.param(Api([(0.5, FIRST)], cannot_connect=True), 0, id="the second cannot connect"),
+    ],
+)
+def test_a_second_request_that_was_never_written_is_not_counted_and_costs_nothing(
+    virtual: Virtual, api: Api, cancelled: int
+) -> None:
+    async def main() -> None:
+        bench = Bench(api)
+        assert (await bench.ask()).text == "first"
+        assert (len(api.started), api.sent, api.cancelled) == (2, [0], cancelled)
+        assert bench.activity.hedged == bench.activity.sent == 0
+        assert bench.hedge._spent_tokens == 0
+        assert bench.settled()
+        assert bench.purse.settled == [NOTHING, None], "the second before the first, whose bill is the test's"
+
+    virtual(main())
+
+
+def test_a_first_request_that_was_overtaken_while_it_connected_was_never_there(virtual: Virtual) -> None:
+    """Only one was written, so none was asked twice; what the second may have cost stays taken."""
+
+    async def main() -> None:
+        bench = Bench(Api([(0.1, FIRST), (0.1, SECOND)], connects_s=(9.0, 0.0)))
+        assert (await bench.ask()).text == "second"
+        assert (bench.api.sent, bench.api.cancelled) == ([1], 1)
+        assert bench.activity.hedged == bench.activity.sent == 0
+        assert bench.settled()
+        assert bench.purse.settled == [None, None]
+
+    virtual(main())
+
+
+def test_what_is_still_to_connect_has_its_part_of_the_share(virtual: Virtual) -> None:
+    """Ten are late at once, and the share pays for two of them: no third is even begun."""
+
+    async def main() -> None:
+        bench = Bench(Api([(0.5, FIRST)], connects_s=(0.0, 9.0), firsts=10), share=2.5 * COST.total / 1_000.0)
+        await asyncio.gather(*(bench.ask() for _ in range(10)))
+        assert len(bench.api.started) == 10 + 2
+        assert bench.hedge._spent_tokens == 0
+        assert bench.settled()
+
+    virtual(main())
+
+
 def test_both_fail_and_the_error_is_that_of_the_first(virtual: Virtual) -> None:
     async def main() -> None:
         bench = Bench(Api([(5.0, APITimeoutError("mine")), (9.0, APIConnectionError("the other"))]))
@@ -165,12 +227,16 @@ def test_the_cost_of_all_second_requests_stays_inside_the_cap(virtual: Virtual, 
 
 
 def test_cancelled_at_any_turn_both_are_cancelled_and_nothing_stays_out(virtual: Virtual) -> None:
-    """Before, at and after every moment at which something happens, with any number of turns in between."""
+    """Before, at and after every moment at which something happens, with any number of turns in between.
+
+    What was counted and charged is what was written.
+    """
 
     async def main() -> None:
-        for at in (0.0, 0.05, 0.1, 0.11, 0.12, 0.15, 0.3, 0.5, 0.501):
+        for connects_s, at in product(CONNECTS, (0.0, 0.05, 0.1, 0.11, 0.12, 0.15, 0.3, 0.5, 0.501)):
             for turns in range(8):
-                bench = Bench(Api([(0.5, FIRST), (0.4, SECOND)]))
+                api = Api([(0.5, FIRST), (0.4, SECOND)], connects_s=connects_s)
+                bench = Bench(api)
                 task = asyncio.ensure_future(bench.ask())
                 await asyncio.sleep(at)
                 for _ in range(turns):
@@ -180,6 +246,8 @@ def test_cancelled_at_any_turn_both_are_cancelled_and_nothing_stays_out(virtual:
                     assert task.cancelled(), f"a cancellation was swallowed at {at} s, turn {turns}"
                 await asyncio.sleep(0)
                 assert bench.settled()
+                assert bench.activity.hedged == bench.activity.sent == (len(api.sent) == 2)
+                assert bench.hedge._spent_tokens == (1 in api.sent) * COST.total
                 assert len(asyncio.all_tasks()) == 1
 
     virtual(main())

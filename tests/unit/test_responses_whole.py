@@ -213,6 +213,20 @@ def test_calls_without_index_and_id_are_told_apart() -> None:
     assert [(name, args) for _, name, args in found][:2] == [("f", "{}"), ("f", '{"x"')]
 
 
+def test_a_name_after_whole_arguments_begins_a_call_where_nothing_else_could_tell() -> None:
+    """The first piece of a call has its name and no arguments yet, also that of the next call of the same tool."""
+    found = arguments_of(
+        called(piece(None, None, "f", "")),
+        called(piece(None, arguments='{"x"')),
+        called(piece(None, arguments=":1}")),
+        called(piece(None, None, "f", "")),
+        called(piece(None, arguments='{"x":2}')),
+    )
+    assert [(name, args) for _, name, args in found] == [("f", '{"x":1}'), ("f", '{"x":2}')]
+    found = arguments_of(*(called(piece(None, "a", "f", args)) for args in ('{"x":1}', "")))
+    assert found == [("a", "f", '{"x":1}')]
+
+
 def test_several_pieces_in_one_chunk_without_index_and_id_are_told_apart_by_their_place() -> None:
     found = arguments_of(
         called(piece(None, None, "f", '{"x"'), piece(None, None, "g", '{"y"')),

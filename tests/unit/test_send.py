@@ -1187,8 +1187,11 @@ def test_a_budget_is_never_crossed_by_a_hundred_workers(
         budget, truly = 50_000, 0
 
         class Weather(ScriptedApi):
-            async def complete(self, body: bytes, deadline_s: float) -> Completion:
+            async def complete(
+                self, body: bytes, deadline_s: float, on_sent: Callable[[], None] = lambda: None
+            ) -> Completion:
                 nonlocal truly
+                on_sent()
                 worst = answered(RESERVE - 4)
                 answers = {"short": answered(20), "underestimated": answered(RESERVE - 4, prompt=40)}
                 answer = answers.get(weather, worst)

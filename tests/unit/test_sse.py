@@ -27,7 +27,7 @@ from cbatch.errors import (
 from cbatch.replies import Reply
 from cbatch.schema import Completion, StreamMarks, TimeInfo, Usage
 from cbatch.sse import events, is_stream, read_stream
-from cbatch.transport import OnRead
+from cbatch.transport import OnRead, OnSent
 
 USAGE = {
     "total_tokens": 12,
@@ -768,7 +768,13 @@ class Answering:
         self._reply = replace(in_one(body), status=status)
 
     async def exchange(
-        self, method: str, url: str, body: bytes | None, deadline_s: float, on_read: OnRead | None = None
+        self,
+        method: str,
+        url: str,
+        body: bytes | None,
+        deadline_s: float,
+        on_read: OnRead | None = None,
+        on_sent: OnSent | None = None,
     ) -> Reply:
         return self._reply
 

@@ -16,7 +16,7 @@ from typing import Any
 from cbatch import plain
 from cbatch.client import TRANSPORT
 from cbatch.replies import Reply
-from cbatch.transport import Endpoint, OnRead, SessionTransport, Transport, session_transport
+from cbatch.transport import Endpoint, OnRead, OnSent, SessionTransport, Transport, session_transport
 
 OnHead = Callable[[int, Mapping[str, str]], None]
 
@@ -103,11 +103,17 @@ class _Plain(plain.PlainTransport):
         return connection
 
     async def exchange(
-        self, method: str, url: str, body: bytes | None, deadline_s: float, on_read: OnRead | None = None
+        self,
+        method: str,
+        url: str,
+        body: bytes | None,
+        deadline_s: float,
+        on_read: OnRead | None = None,
+        on_sent: OnSent | None = None,
     ) -> Reply:
         # Made anew in this very turn, by `_head`: what was asked before had other headers.
         self._heads.pop((method, url), None)
-        return await super().exchange(method, url, body, deadline_s, on_read)
+        return await super().exchange(method, url, body, deadline_s, on_read, on_sent)
 
     def _head(self, method: str, url: str) -> bytes:
         return super()._head(method, url) + _asked.get()[0].lines.encode("ascii")
