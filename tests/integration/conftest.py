@@ -388,10 +388,12 @@ def gateways(forking: Forking, tmp_path: Path) -> Iterator[Callable[..., Gateway
         process = forking.start(["serve", "--port", "0", "--base-url", url, *args], key=key, cwd=cwd, first=first)
         started.append(process)
         # With --json, stdout is for the one object at the end.
-        first_line = (lambda: process.err.partition("\n")[0]) if "--json" in args else (lambda: process.first_line)
-        wait_for(lambda: first_line() or process.ended is not None, "the address of cbatch serve")
-        assert first_line().startswith("http"), process.err
-        return Gateway(first_line(), process)
+        def address() -> str:
+            return process.err.partition("\n")[0] if "--json" in args else process.first_line
+
+        wait_for(lambda: address() or process.ended is not None, "the address of cbatch serve")
+        assert address().startswith("http"), process.err
+        return Gateway(address(), process)
 
     yield start
     for process in started:

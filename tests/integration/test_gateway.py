@@ -214,10 +214,11 @@ def test_a_body_of_40_megabytes(gateways: Gateways, sim: Sim) -> None:
 def test_a_wrong_key_is_told_and_not_asked_six_times(gateways: Gateways, sim: Sim) -> None:
     gateway = gateways(sim, key="wrong-key-of-the-gateway")
     for _ in range(6):
-        said = gateway.ask("/v1/responses", {**HELLO, "stream": True}, CODEX)
-        assert said.status == 401
-        assert "key" in said.json["error"]["message"].lower()
+        said = gateway.ask("/v1/responses", {**HELLO, "stream": True})
+        assert (said.status, said.json["error"]["code"]) == (401, "wrong_api_key")
         assert b"wrong-key-of-the-gateway" not in said.body
+    error = gateway.ask("/v1/responses", {**HELLO, "stream": True}, CODEX).events[-1]["response"]["error"]
+    assert (error["code"], error["message"]) == ("invalid_prompt", said.json["error"]["message"])
     assert sum(count for status, count in sim.stats()["status"].items() if str(status) == "401") == 1
 
 
@@ -277,9 +278,11 @@ def test_a_server_that_fails_before_the_first_byte(
     (tmp_path / "g.yaml").write_text("retry: {attempts: 2, max_wait_s: 1}")
     gateway = gateways(sims("--speed", "inf", "--fault", f"{fault}=1"), "--config", str(tmp_path / "g.yaml"))
     for body in (HELLO, {**HELLO, "stream": True}):
-        said = gateway.ask("/v1/responses", body, CODEX)
+        said = gateway.ask("/v1/responses", body)
         assert said.status == status
         assert said.json["error"]["message"]
+    failed = gateway.ask("/v1/responses", {**HELLO, "stream": True}, CODEX).events[-1]["response"]["error"]
+    assert (failed["code"], failed["message"]) == ("server_error", said.json["error"]["message"])
 
 
 def test_faults_that_pass_are_not_seen(gateways: Gateways, sims: Sims, tmp_path: Path) -> None:

@@ -112,11 +112,10 @@ def _print_codex_config(options: Options, as_json: bool) -> None:
     route = Watched(options.config, say).current().route(DEFAULT_MODEL)
     card = catalog.card(route.model)
     models = model_catalog(catalog.load()[0].values())
-    text = json.dumps(models, ensure_ascii=False)
     path = environment.catalog_file().with_name("codex-models.json")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_whole(path, text.encode(), 0o644)
+        replace_whole(path, json.dumps(models, ensure_ascii=False, indent=1).encode(), 0o644)
     except OSError as exc:
         raise RunStopped(
             f"{path}: cannot be written: {exc.strerror or exc}", hint="it is the model catalog that Codex reads"
@@ -132,5 +131,5 @@ def _print_codex_config(options: Options, as_json: bool) -> None:
     if as_json:
         print_json({"config_toml": toml, "model_catalog": models, "model_catalog_json": str(path)})
         return
-    click.echo(f"{toml}\n# {path}, written just now:\n# {text}")
+    click.echo(toml, nl=False)
     say(f"model catalog written to {path}")

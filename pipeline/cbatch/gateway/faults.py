@@ -97,23 +97,19 @@ def waited(what: str, waited_s: float, left_s: float) -> Problem:
 
 
 def event_of(problem: Problem) -> tuple[str, str]:
-    """(code, message) of `response.failed`, so that Codex waits, gives up or repeats as it should."""
+    """(code, message) of `response.failed`, so that Codex waits, gives up or repeats as it should.
+
+    `invalid_prompt` is the one code after which it shows our words and does not ask again.
+    """
     message = problem.message or f"HTTP {problem.status}"
     if problem.status == 429:
         again_s = AGAIN_S if problem.retry_after_s is None else max(problem.retry_after_s, 0.1)
         return LIMITED, f"{message.rstrip('. ')}. Please try again in {again_s:.1f}s."
     if problem.code == TOO_LONG:
         return TOO_LONG, message
-    if problem.status == 402:
-        return "insufficient_quota", message
-    if problem.status in (400, 413, 422):
+    if problem.status < 500 and problem.status not in (408, 409):
         return "invalid_prompt", message
     return "server_error", message
-
-
-def is_told_in_stream(problem: Problem) -> bool:
-    """Whether Codex loses the message, or what it should do, where this comes as a status."""
-    return problem.status == 429 or problem.code == TOO_LONG
 
 
 def as_overflow(problem: Problem) -> Problem:

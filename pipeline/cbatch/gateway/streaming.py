@@ -16,7 +16,7 @@ from aiohttp import web
 
 from cbatch.client import OnChunk, Reply
 from cbatch.gateway.exchange import Exchange
-from cbatch.gateway.faults import Refused, is_told_in_stream
+from cbatch.gateway.faults import Refused
 from cbatch.gateway.shapes import Shape
 from cbatch.library import Answer
 
@@ -93,7 +93,8 @@ async def streamed(
             await say(b"".join(pieces) + shape.end())
         except Refused as refused:
             problem = refused.problem
-            if response is None and not (exchange.is_codex and is_told_in_stream(problem)):
+            # Codex loses the message of most statuses, or repeats the request up to thirty times.
+            if response is None and not (exchange.is_codex and exchange.route == "/responses"):
                 raise
             exchange.problem, exchange.outcome, exchange.status = problem, "failed", problem.status
             await say((b"" if chunks else shape.begin()) + shape.fail(problem))

@@ -393,7 +393,10 @@ def _is_another(call: _Call, key: int | str | None, upstream_id: str, name: str,
         return True
     if isinstance(key, int):
         return False
-    return bool(call.name) and (name != call.name or (bool(arguments) and calls.is_whole(call.arguments())))
+    if not call.name or name != call.name:
+        return bool(call.name)
+    # Without an id a name is all that tells a new call; with the same id it must bring something, too.
+    return (key is None or bool(arguments)) and calls.is_whole(call.arguments())
 
 
 def _text(value: object) -> str:
