@@ -90,8 +90,8 @@ async def send(
     """The outcome of one request, and every answer that was paid for on the way.
 
     `on_chunk` gets the chunks of a stream as they come: once there was one, a failure is not tried again,
-    for whoever saw them would see them twice. `on_reply` gets the answers unread. `task` is the current one; who sends many asks for it once,
-    because that is a system call (getpid) up to Python 3.11.
+    for whoever saw them would see them twice. `on_reply` gets the answers unread. `task` is the current one;
+    who sends many asks for it once, because that is a system call (getpid) up to Python 3.11.
 
     Marks `timeline`. Raises RunStopped if every other prompt would fail too, BudgetReached before the
     request that could cross the budget, CancelledError if the run drains before the outcome is known:

@@ -106,9 +106,7 @@ async def direct(session: aiohttp.ClientSession, url: str, prompt: str, side: Si
     judge(side, prompt, "".join(said), "".join(said) if done else None)
 
 
-async def events(
-    session: aiohttp.ClientSession, url: str, body: dict[str, Any], side: Side, mark: bytes
-) -> Any:
+async def events(session: aiohttp.ClientSession, url: str, body: dict[str, Any], side: Side, mark: bytes) -> Any:
     """The data of a stream; the first with `mark` in it is stamped."""
     rest = b""
     stamped = False

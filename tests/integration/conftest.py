@@ -381,12 +381,11 @@ def gateways(forking: Forking, tmp_path: Path) -> Iterator[Callable[..., Gateway
     """`gateways(sim, "--log", "logs")` is a gateway in front of it, on a free port, with its folder as home."""
     started: list[Process] = []
 
-    def start(
-        sim: Sim | str, *args: str, key: str | None = "key", cwd: Path = tmp_path, first: str = ""
-    ) -> Gateway:
+    def start(sim: Sim | str, *args: str, key: str | None = "key", cwd: Path = tmp_path, first: str = "") -> Gateway:
         url = sim if isinstance(sim, str) else sim.url
         process = forking.start(["serve", "--port", "0", "--base-url", url, *args], key=key, cwd=cwd, first=first)
         started.append(process)
+
         # With --json, stdout is for the one object at the end.
         def address() -> str:
             return process.err.partition("\n")[0] if "--json" in args else process.first_line

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import http.client
 import json
-import os
 import signal
 import stat
 import sys
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.integration.conftest import Forking, Gateway, Sim, wait_for
+from tests.integration.conftest import Forking, Gateway, JobFolder, Sim, questions, wait_for
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -354,7 +353,7 @@ def test_models_and_providers_change_without_a_restart(gateways: Gateways, sims:
 
 
 def test_a_provider_that_speaks_responses_is_passed_through_untouched(
-    gateways: Gateways, sim: Sim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gateways: Gateways, sim: Sim, tmp_path: Path
 ) -> None:
     """Body and stream go through as they are; the provider's own key is used, and not the client's."""
     inner = gateways(sim, "--client-key", "inner-key-123456")
@@ -362,7 +361,6 @@ def test_a_provider_that_speaks_responses_is_passed_through_untouched(
     config.write_text(
         f"provider: inner\nproviders: {{inner: {{mode: responses, base_url: '{inner.url}/v1', key_env: INNER_KEY}}}}"
     )
-    monkeypatch.setenv("INNER_KEY", "inner-key-123456")
     home = tmp_path / "outer"
     home.mkdir()
     forked = "import os; os.environ['INNER_KEY'] = 'inner-key-123456'"
@@ -445,11 +443,16 @@ def test_a_port_that_is_taken(forking: Forking, gateways: Gateways, sim: Sim, tm
     assert f"127.0.0.1:{port}" in result.err
 
 
-def test_the_gateway_shares_the_accounts_limits_with_jobs(gateways: Gateways, sims: Sims, tmp_path: Path) -> None:
-    """What the gateway uses, another process of the same key on this machine knows: no 429 on either side."""
-    sim = sims("--speed", "inf", "--rpm", "60", "--clock-rate", "10")
-    gateway = gateways(sim)
-    for n in range(20):
+def test_the_gateway_shares_the_accounts_limits_with_jobs(gateways: Gateways, sims: Sims, job: JobFolder) -> None:
+    """Both at once send no more than the account allows: not one 429, where each alone would use it all."""
+    job.sim = sim = sims("--speed", "inf", "--rpm", "60", "--clock-rate", "10")
+    job.settings["limits"] = {"rpm": 600, "concurrency": 16}
+    (job.path / "g.yaml").write_text("limits: {rpm: 600}")
+    gateway = gateways(sim, "--config", "g.yaml", cwd=job.path)  # the same home, so the same budgets
+    job.rows(questions(60))
+    run = job.start()
+    for n in range(30):
         assert gateway.ask("/v1/responses", {**HELLO, "input": str(n)}).status == 200
-    folder = tmp_path / "home" / ".local" / "state" / "cbatch" / "budgets"
-    assert os.listdir(folder)
+    assert run.wait().code == 0
+    assert sim.requests == 90
+    assert sim.stats()["rate_limited"] == {}

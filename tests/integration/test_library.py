@@ -97,7 +97,7 @@ async def test_what_dooms_all_is_raised_and_loses_no_answer(sims: Callable[..., 
                 raise AuthenticationError("revoked", status=401)
             return await real(request, *rest)
 
-        api._ask = ask  # type: ignore[method-assign]
+        api._ask = ask  # type: ignore[method-assign, assignment]
         answers = await api.chat_parallel([str(n) for n in range(20)], concurrency=1)
     assert [answer.ok for answer in answers] == [True] * 4 + [False] * 16
     assert asked == 5, "the rest is not sent"

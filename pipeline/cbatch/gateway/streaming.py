@@ -19,6 +19,7 @@ from cbatch.gateway.exchange import Exchange
 from cbatch.gateway.faults import Refused
 from cbatch.gateway.shapes import Shape
 from cbatch.library import Answer
+from cbatch.responses import as_chunk
 
 KEEP_ALIVE_S = 15.0  # of silence; Codex waits for 5 minutes, proxies between often for 60 s
 STREAM = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -40,7 +41,7 @@ async def streamed(
     pieces: list[bytes] = []
     news = asyncio.Event()
     whole: list[Reply] = []
-    chunks = 0
+    chunks = told = 0
 
     def on_chunk(chunk: dict[str, Any]) -> None:
         nonlocal chunks
@@ -55,7 +56,8 @@ async def streamed(
     response: web.StreamResponse | None = None
 
     async def say(data: bytes) -> None:
-        nonlocal response
+        nonlocal response, told
+        told += len(data)
         if response is None:
             response = web.StreamResponse(headers={**STREAM, **headers})
             await response.prepare(request)
@@ -66,15 +68,15 @@ async def streamed(
     loop = asyncio.get_running_loop()
     asking = asyncio.ensure_future(ask(on_chunk, whole.append))
     asking.add_done_callback(lambda _: news.set())
-    heard = 0
+    told_before = 0
     timer: asyncio.TimerHandle
 
     def tick() -> None:  # one timer a stream, and none a chunk
-        nonlocal heard, timer
-        if heard == chunks and response is not None:
+        nonlocal told_before, timer
+        if told_before == told and response is not None:  # a long patch is many chunks, and nothing to tell
             pieces.append(shape.keep_alive())
             news.set()
-        heard = chunks
+        told_before = told
         timer = loop.call_later(KEEP_ALIVE_S, tick)
 
     timer = loop.call_later(KEEP_ALIVE_S, tick)
@@ -89,7 +91,7 @@ async def streamed(
         try:
             exchange.answer = asking.result()
             if not chunks:  # an upstream that does not stream
-                on_chunk(_as_chunk(orjson.loads(whole[-1].body)))
+                on_chunk(as_chunk(orjson.loads(whole[-1].body)))
             await say(b"".join(pieces) + shape.end())
         except Refused as refused:
             problem = refused.problem
@@ -107,16 +109,3 @@ async def streamed(
     assert response is not None
     await response.write_eof()
     return response
-
-
-def _as_chunk(completion: Mapping[str, Any]) -> dict[str, Any]:
-    """An answer in one piece as the one chunk of a stream."""
-    choices = [
-        {
-            "index": choice.get("index", 0),
-            "delta": choice.get("message") or {},
-            "finish_reason": choice.get("finish_reason"),
-        }
-        for choice in completion.get("choices") or []
-    ]
-    return {**completion, "object": "chat.completion.chunk", "choices": choices}

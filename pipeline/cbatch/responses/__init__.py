@@ -19,7 +19,7 @@ from cbatch.responses.events import Events, encode
 from cbatch.responses.fallback import fallback
 from cbatch.responses.request import Target, Translation, TranslationError, input_items, target, to_chat
 from cbatch.responses.tools import Declared, ToolNames
-from cbatch.responses.whole import to_response, to_usage
+from cbatch.responses.whole import as_chunk, to_response, to_usage
 
 __all__ = [
     "Declared",
@@ -28,6 +28,7 @@ __all__ = [
     "ToolNames",
     "Translation",
     "TranslationError",
+    "as_chunk",
     "encode",
     "fallback",
     "input_items",

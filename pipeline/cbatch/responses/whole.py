@@ -11,7 +11,7 @@ from cbatch.responses.items import to_usage
 if TYPE_CHECKING:
     from cbatch.responses.request import Translation
 
-__all__ = ["to_response", "to_usage"]
+__all__ = ["as_chunk", "to_response", "to_usage"]
 
 
 def to_response(
@@ -22,19 +22,24 @@ def to_response(
     It is read as a stream of one chunk, so that an answer has the same items either way.
     """
     events = Events(translation, response_id=response_id, created_at=created_at)
-    choices = completion.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    if isinstance(choice, dict):
-        events.chunk({"choices": [_streamed(choice)], "usage": completion.get("usage")})
+    events.chunk(as_chunk(completion))
     events.finish()
     return events.response
 
 
+def as_chunk(completion: Mapping[str, Any]) -> dict[str, Any]:
+    """The completion as the one chunk of a stream; one that came whole has an end, whether it is named or not."""
+    choices = completion.get("choices")
+    found = [_streamed(choice) for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+    return {**completion, "object": "chat.completion.chunk", "choices": found}
+
+
 def _streamed(choice: dict[str, Any]) -> dict[str, Any]:
-    """The choice as a stream would give it; an answer that came whole has an end, whether it is named or not."""
     message = choice.get("message")
     delta = dict(message) if isinstance(message, dict) else {}
     calls = delta.get("tool_calls")
     if isinstance(calls, list):
         delta["tool_calls"] = [{**call, "index": at} for at, call in enumerate(calls) if isinstance(call, dict)]
-    return {"index": 0, "delta": delta, "finish_reason": choice.get("finish_reason") or "stop"}
+    index = choice.get("index")
+    end = choice.get("finish_reason") or "stop"
+    return {"index": index if isinstance(index, int) else 0, "delta": delta, "finish_reason": end}
