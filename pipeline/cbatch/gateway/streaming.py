@@ -68,18 +68,13 @@ async def streamed(
     loop = asyncio.get_running_loop()
     asking = asyncio.ensure_future(ask(on_chunk, whole.append))
     asking.add_done_callback(lambda _: news.set())
-    told_before = 0
-    timer: asyncio.TimerHandle
 
-    def tick() -> None:  # one timer a stream, and none a chunk
-        nonlocal told_before, timer
-        if told_before == told and response is not None:  # a long patch is many chunks, and nothing to tell
+    def on_silence() -> None:
+        if response is not None:
             pieces.append(shape.keep_alive())
             news.set()
-        told_before = told
-        timer = loop.call_later(KEEP_ALIVE_S, tick)
 
-    timer = loop.call_later(KEEP_ALIVE_S, tick)
+    silence = _Silence(loop, lambda: told, on_silence)
     try:
         while not (asking.done() and not pieces):
             await news.wait()
@@ -101,7 +96,7 @@ async def streamed(
             exchange.problem, exchange.outcome, exchange.status = problem, "failed", problem.status
             await say((b"" if chunks else shape.begin()) + shape.fail(problem))
     finally:
-        timer.cancel()
+        silence.end()
         if not asking.done():
             asking.cancel()
             with suppress(asyncio.CancelledError, Refused):
@@ -109,3 +104,31 @@ async def streamed(
     assert response is not None
     await response.write_eof()
     return response
+
+
+class _Silence:
+    """Calls `on_silence` every KEEP_ALIVE_S in which `told()` has not grown: one timer a stream, and none a chunk.
+
+    A class, because a function that sets itself as a timer is a circle, which keeps a whole request in memory
+    until the collector comes.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, told: Callable[[], int], on_silence: Callable[[], None]
+    ) -> None:
+        self._loop, self._told, self._on_silence = loop, told, on_silence
+        self._before = told()
+        self._timer: asyncio.TimerHandle | None = loop.call_later(KEEP_ALIVE_S, self._look)
+
+    def _look(self) -> None:
+        told = self._told()
+        if told == self._before:  # not by chunks: a long patch is many of them, and nothing to tell
+            self._on_silence()
+        self._before = told
+        self._timer = self._loop.call_later(KEEP_ALIVE_S, self._look)
+
+    def end(self) -> None:
+        """No more of it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
