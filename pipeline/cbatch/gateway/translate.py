@@ -18,7 +18,7 @@ from cbatch.responses import (
     to_chat,
 )
 from cbatch.responses.events import Events, encode
-from cbatch.responses.whole import to_response, to_usage
+from cbatch.responses.whole import as_chunk, to_response, to_usage
 
 __all__ = [
     "Declared",
@@ -27,6 +27,7 @@ __all__ = [
     "ToolNames",
     "Translation",
     "TranslationError",
+    "as_chunk",
     "encode",
     "fallback",
     "input_items",
