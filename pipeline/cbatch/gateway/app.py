@@ -174,24 +174,23 @@ class Gateway:
                 chat, model=route.model, limit=limit, timeline=exchange.timeline, on_chunk=on_chunk, on_reply=on_reply
             )
 
+        def keep(answer: dict[str, Any]) -> None:  # before the client has it, and goes on from it
+            if body.get("store") is not False and answer["status"] in ("completed", "incomplete"):
+                self._store.put(exchange.id, previous, [*items, *answer["output"]], answer)
+
         headers = {"X-Request-Id": exchange.id}
         if translation.stream:
-            shape = ResponsesShape(exchange, translation, exchange.id)
-            response = await streamed(request, exchange, shape, headers, ask)
-            answer = shape.events.response
-        else:
-            replies: list[Reply] = []
-            exchange.answer = await ask(None, replies.append)
-            completion = orjson.loads(replies[-1].body)
-            created_at = int(exchange.started_at.timestamp())
-            answer = to_response(translation, completion, response_id=exchange.id, created_at=created_at)
-            if exchange.keeps:
-                exchange.upstream.append(completion)
-                exchange.events.append(answer)
-            response = web.Response(body=orjson.dumps(answer), headers=JSON | headers | _told(exchange.answer.headers))
-        if body.get("store") is not False and answer.get("status") in ("completed", "incomplete"):
-            self._store.put(exchange.id, previous, [*items, *answer["output"]], answer)
-        return response
+            return await streamed(request, exchange, ResponsesShape(exchange, translation, keep), headers, ask)
+        replies: list[Reply] = []
+        exchange.answer = await ask(None, replies.append)
+        completion = orjson.loads(replies[-1].body)
+        created_at = int(exchange.started_at.timestamp())
+        answer = to_response(translation, completion, response_id=exchange.id, created_at=created_at)
+        keep(answer)
+        if exchange.keeps:
+            exchange.upstream.append(completion)
+            exchange.events.append(answer)
+        return web.Response(body=orjson.dumps(answer), headers=JSON | headers | _told(exchange.answer.headers))
 
     def _history(self, previous: object) -> list[dict[str, Any]]:
         try:

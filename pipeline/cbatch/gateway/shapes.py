@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import orjson
@@ -37,27 +37,30 @@ class Shape(Protocol):
 
 
 class ResponsesShape:
-    """The events of the Responses API."""
+    """The events of the Responses API; `keep` gets the Response at its end, before the client does."""
 
-    def __init__(self, exchange: Exchange, translation: Translation, response_id: str) -> None:
-        self._exchange = exchange
-        self.events = Events(translation, response_id=response_id, created_at=int(exchange.started_at.timestamp()))
+    def __init__(self, exchange: Exchange, translation: Translation, keep: Callable[[dict[str, Any]], None]) -> None:
+        self._exchange, self._keep = exchange, keep
+        created_at = int(exchange.started_at.timestamp())
+        self._events = Events(translation, response_id=exchange.id, created_at=created_at)
 
     def begin(self) -> bytes:
         """`response.created`, which the SDKs want first."""
-        return self._encoded(self.events.start())
+        return self._encoded(self._events.start())
 
     def chunk(self, chunk: Mapping[str, Any]) -> bytes:
         """The events that this chunk makes; b"" for none."""
-        return self._encoded(self.events.chunk(chunk))
+        return self._encoded(self._events.chunk(chunk))
 
     def end(self) -> bytes:
         """The ends of what is open, and `response.completed`, `.incomplete` or `.failed`."""
-        return self._encoded(self.events.finish())
+        events = self._events.finish()
+        self._keep(self._events.response)
+        return self._encoded(events)
 
     def fail(self, problem: Problem) -> bytes:
         """`response.failed`, the only failure that Codex reads."""
-        return self._encoded(self.events.fail(*event_of(problem)))
+        return self._encoded(self._events.fail(*event_of(problem)))
 
     def keep_alive(self) -> bytes:
         """Codex counts only data as a sign of life; the SDKs know no such event, but comments."""
