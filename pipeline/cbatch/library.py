@@ -282,6 +282,11 @@ class Client:
         await self._stack.aclose()
 
     @property
+    def is_closing(self) -> bool:
+        """Whether it was closed: what is not answered by then fails."""
+        return self._closing
+
+    @property
     def base_url(self) -> str:
         """The address in use, with /v1."""
         return self._open.endpoint.base_url

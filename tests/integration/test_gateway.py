@@ -13,6 +13,7 @@ import stat
 import sys
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -456,3 +457,63 @@ def test_the_gateway_shares_the_accounts_limits_with_jobs(gateways: Gateways, si
     assert run.wait().code == 0
     assert sim.requests == 90
     assert sim.stats()["rate_limited"] == {}
+
+
+# -- the end, and what the terminal says ------------------------------------------------------------
+
+
+def test_a_second_signal_does_not_wait_for_what_is_being_answered(gateways: Gateways, sims: Sims) -> None:
+    """The first says what it waits for; after the second the summary comes at once, and no traceback."""
+    sim = sims("--fault", "stall=1", "--stall-s", "30")
+    gateway = gateways(sim)
+    link = http.client.HTTPConnection(urlsplit(gateway.url).netloc, timeout=30)
+    link.request("POST", "/v1/responses", json.dumps({**HELLO, "stream": True}))
+    answer = link.getresponse()
+    answer.read(100)
+    gateway.process.signal(signal.SIGINT)
+    wait_for(lambda: "1 request still to be answered; Ctrl-C again stops at once" in gateway.process.err, "a word")
+    gateway.process.signal(signal.SIGINT)
+    result = gateway.process.wait()
+    answer.close()
+    link.close()
+    assert result.code == 0
+    assert "Traceback" not in result.err
+    assert "Task was destroyed" not in result.err
+    assert "gateway: 1 request" in result.err
+
+
+def test_what_the_user_of_the_gateway_can_mend_is_told_on_the_terminal_once(gateways: Gateways, sim: Sim) -> None:
+    """A refused key, and not the mistakes of clients."""
+    gateway = gateways(sim, key="wrong-key-of-the-gateway")
+    for _ in range(3):
+        gateway.ask("/v1/responses", HELLO)
+        gateway.ask("/v1/responses", {**HELLO, "input": 7})
+    assert gateway.process.err.count("cerebras: 401: the upstream refuses the gateway's key: ") == 1
+    assert len(gateway.process.err.splitlines()) == 2
+
+
+def test_a_limit_of_the_day_does_not_send_codex_to_sleep(gateways: Gateways, sims: Sims) -> None:
+    """It would wait for eight hours without a word: it is told to stop, and when there is room again."""
+    gateway = gateways(sims("--speed", "inf", "--rpd", "1"))
+    gateway.ask("/v1/responses", HELLO)
+    error = gateway.ask("/v1/responses", {**HELLO, "stream": True}, CODEX).events[-1]["response"]["error"]
+    assert error["code"] == "invalid_prompt", error
+    assert "There is room again in " in error["message"]
+    assert "try again in" not in error["message"]
+
+
+def test_no_more_requests_are_on_the_way_than_the_file_says(gateways: Gateways, sims: Sims, tmp_path: Path) -> None:
+    sim = sims("--speed", "5")
+    (tmp_path / "g.yaml").write_text("concurrency: 2")
+    gateway = gateways(sim, "--config", str(tmp_path / "g.yaml"))
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda n: gateway.ask("/v1/responses", {**HELLO, "input": str(n)}).status, range(16)))
+    assert found == [200] * 16
+    assert sim.stats()["max_in_flight"] == 2
+
+
+def test_the_client_key_may_come_from_the_environment(gateways: Gateways, sim: Sim) -> None:
+    """On the command line all users of the machine see it."""
+    gateway = gateways(sim, first="import os; os.environ['CBATCH_CLIENT_KEY'] = 'from-the-environment'")
+    assert gateway.ask("/v1/responses", HELLO).status == 401
+    assert gateway.ask("/v1/responses", HELLO, {"Authorization": "Bearer from-the-environment"}).status == 200

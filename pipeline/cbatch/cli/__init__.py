@@ -9,6 +9,7 @@ Nothing heavy is imported here: `cbatch --help` loads neither aiohttp nor pyarro
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import re
@@ -130,6 +131,9 @@ def invoke(args: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _verdict
     except Exception as exc:
+        if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer would fail again at exit
+            return fail(f"{exc.filename or 'stdout'}: cannot be written: {exc.strerror}", None, 1, args)
         if os.environ.get("CBATCH_DEBUG"):
             raise
         return fail(

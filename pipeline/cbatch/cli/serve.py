@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,8 @@ import click
 
 from cbatch.cli import decided
 from cbatch.cli.shared import connection_options, json_option, print_json, run_async
-from cbatch.errors import RunStopped
+from cbatch.cli.words import plural
+from cbatch.errors import JobError, RunStopped
 
 if TYPE_CHECKING:
     from cbatch.gateway.counters import Counters
@@ -23,14 +26,22 @@ PORT = 8787
 
 
 @click.command(
-    epilog="Example: cbatch serve --print-codex-config > ~/.codex-cbatch/config.toml; cbatch serve; "
-    "and in another terminal CODEX_HOME=~/.codex-cbatch codex\n\n"
+    epilog="Example: cbatch serve --sim\n\n"
+    "Codex: mkdir -p ~/.codex-cbatch; cbatch serve --print-codex-config > ~/.codex-cbatch/config.toml; "
+    "CODEX_HOME=~/.codex-cbatch codex\n\n"
     "Any OpenAI client on this machine: OPENAI_BASE_URL=http://127.0.0.1:8787/v1, and any key."
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=PORT, show_default=True, help="Port; 0 picks a free one.")
+@click.option(
+    "--port", default=PORT, show_default=True, type=click.IntRange(0, 65_535), help="Port; 0 picks a free one."
+)
 @connection_options
-@click.option("--client-key", metavar="KEY", help="Clients must send this key  [default: they may send anything].")
+@click.option(
+    "--client-key",
+    metavar="KEY",
+    envvar="CBATCH_CLIENT_KEY",
+    help="Clients must send this key; also by CBATCH_CLIENT_KEY  [default: they may send anything].",
+)
 @click.option(
     "--config",
     metavar="FILE",
@@ -40,7 +51,9 @@ PORT = 8787
 @click.option(
     "--log", metavar="DIR", type=click.Path(path_type=Path), help="Write every exchange to DIR as JSONL, without keys."
 )
-@click.option("--print-codex-config", is_flag=True, help="Print a config.toml for the Codex CLI, and serve nothing.")
+@click.option(
+    "--print-codex-config", is_flag=True, help="Print a config.toml for the Codex CLI, write its model catalog."
+)
 @click.option("--quiet", is_flag=True, help="Print the address and errors only.")
 @json_option
 def command(print_codex_config: bool, quiet: bool, as_json: bool, **settings: Any) -> None:
@@ -54,6 +67,8 @@ def command(print_codex_config: bool, quiet: bool, as_json: bool, **settings: An
     from cbatch.gateway.serving import Options
 
     options = Options(**settings)
+    if options.client_key == "":
+        raise JobError("--client-key: is empty", hint="give a key, or leave it out: then clients may send anything")
     if print_codex_config:
         _print_codex_config(options, as_json)
         return
@@ -63,11 +78,12 @@ def command(print_codex_config: bool, quiet: bool, as_json: bool, **settings: An
         print_json(counters.summary())
     elif not quiet:
         for line in counters.lines():
-            click.echo(line, err=True)
+            say(line)
 
 
 async def _serve(options: Options, *, quiet: bool, first: bool) -> Counters:
-    from cbatch.gateway.serving import until
+    """Serve until a signal; the second does not wait for what is being answered."""
+    from cbatch.gateway.serving import running
 
     stop = asyncio.Event()
     main = asyncio.current_task()
@@ -76,24 +92,39 @@ async def _serve(options: Options, *, quiet: bool, first: bool) -> Counters:
 
     def on_signal() -> None:
         if stop.is_set():
-            main.cancel()  # the second does not wait for what is being answered
+            main.cancel()
         stop.set()
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, on_signal)
-
-    def on_ready(address: str) -> None:
-        click.echo(address, err=not first)
-        sys.stdout.flush()
-        if not quiet:
-            say(f"serving {address}/v1 (Responses, chat completions, models); Ctrl-C stops")
-
+    counters: Counters | None = None
     try:
-        return await until(stop, options, say, on_ready)
+        async with running(options, say) as (address, counters):
+            click.echo(address, err=not first)
+            sys.stdout.flush()
+            if not quiet:
+                say(f"serving {address}/v1 (Responses, chat completions, models); Ctrl-C stops")
+            await stop.wait()
+            busy = (counters.in_flight() if counters.in_flight else 0) + (counters.waiting() if counters.waiting else 0)
+            if busy and not quiet:
+                say(f"stopping: {plural(busy, 'request')} still to be answered; Ctrl-C again stops at once")
     except OSError as exc:
         raise RunStopped(
-            f"cannot listen on {options.host}:{options.port}: {exc.strerror}", hint="--port 0 picks a free port"
+            f"cannot listen on {options.host}:{options.port}: {exc.strerror or exc}", hint=_listen_hint(exc)
         ) from None
+    except asyncio.CancelledError:
+        if counters is None or not stop.is_set():
+            raise
+        main.uncancel()
+    return counters
+
+
+def _listen_hint(exc: OSError) -> str:
+    if isinstance(exc, socket.gaierror):
+        return "--host names an address of this machine, such as 127.0.0.1"
+    if exc.errno == errno.EADDRINUSE:
+        return "another `cbatch serve` may be running there; --port 0 picks a free port"
+    return "--port takes another port, 0 a free one; --host an address of this machine"
 
 
 def say(message: str) -> None:
@@ -107,6 +138,7 @@ def _print_codex_config(options: Options, as_json: bool) -> None:
     from cbatch.cli.files import replace_whole
     from cbatch.gateway.codex import config_toml, model_catalog
     from cbatch.gateway.config import Watched
+    from cbatch.gateway.serving import reachable
     from cbatch.library import DEFAULT_MODEL
 
     route = Watched(options.config, say).current().route(DEFAULT_MODEL)
@@ -120,9 +152,8 @@ def _print_codex_config(options: Options, as_json: bool) -> None:
         raise RunStopped(
             f"{path}: cannot be written: {exc.strerror or exc}", hint="it is the model catalog that Codex reads"
         ) from None
-    host = f"[{options.host}]" if ":" in options.host else options.host
     toml = config_toml(
-        f"http://{host}:{options.port}/v1",
+        f"http://{reachable(options.host)}:{options.port}/v1",
         route.model,
         path,
         bool(options.client_key),

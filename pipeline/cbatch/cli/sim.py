@@ -49,7 +49,9 @@ def _faults(values: tuple[str, ...]) -> dict[str, float]:
     + ", ".join(REFUSALS)
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8080, show_default=True, help="Port; 0 picks a free one.")
+@click.option(
+    "--port", default=8080, show_default=True, type=click.IntRange(0, 65_535), help="Port; 0 picks a free one."
+)
 @click.option("--tier", type=click.Choice(list(TIERS)), default="developer", show_default=True, help="Account limits.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same answers and faults.")
 @click.option(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -36,22 +37,25 @@ from cbatch.gateway.upstream import Upstream, Upstreams
 from cbatch.library import Answer
 from cbatch.responses import TranslationError, input_items, target, to_chat, to_response
 
+TELL_AGAIN_S = 60.0
+MAX_KINDS = 100  # an upstream that makes up codes
 PROVIDER = "X-Cbatch-Provider"  # which provider one request goes to
 JSON = {"Content-Type": "application/json"}
+_ACCOUNTS = (401, 402, 403, 429)  # what the user of the gateway can do something about
 _TOLD = ("x-request-id", "x-ratelimit-", "cf-ray")  # headers of the upstream that a client gets
 
 EXCHANGE = web.RequestKey("exchange", Exchange)
 
 
 class Gateway:
-    """One gateway. `make` gives the client of a provider, and how long its requests may wait for limits (s)."""
+    """One gateway; `make` gives the upstream of a provider, still to be opened."""
 
     def __init__(
         self,
         *,
         watched: Watched,
         upstreams: Upstreams,
-        make: Callable[[Provider, Settings], Any],
+        make: Callable[[Provider, Settings], Upstream],
         passthrough: Passthrough,
         store: Responses,
         counters: Counters,
@@ -65,6 +69,7 @@ class Gateway:
         self._client_key = client_key.encode() if client_key else None
         self._local = local
         self._notify = notify
+        self._told: dict[tuple[int, str | None], float] = {}  # failures by kind, and when they were told last
 
     def app(self) -> web.Application:
         """The routes, with and without /v1."""
@@ -125,10 +130,21 @@ class Gateway:
         return web.Response(status=problem.status, body=problem.body(), headers=problem.headers())
 
     def _close(self, exchange: Exchange, asks: bool) -> None:
+        problem = exchange.problem
+        if problem is not None and exchange.served and (problem.status >= 500 or problem.status in _ACCOUNTS):
+            self._tell(problem, exchange)
         if asks:
             self.counters.observe(**exchange.counted())
             if self._log is not None:
                 self._log.write(exchange.record(), 3 * exchange.size_bytes)  # once as it came, twice translated
+
+    def _tell(self, problem: Problem, exchange: Exchange) -> None:
+        """Say a failure that is not the client's, once in TELL_AGAIN_S: a thousand clients meet the same."""
+        now = time.monotonic()
+        kind = problem.status, problem.code
+        if now - self._told.get(kind, -TELL_AGAIN_S) >= TELL_AGAIN_S and len(self._told) < MAX_KINDS:
+            self._told[kind] = now
+            self._notify(f"{exchange.provider}: {problem.status}: {problem.message}")
 
     def _check(self, request: web.Request) -> None:
         """A page in a browser reaches 127.0.0.1, too: it may not spend this machine's quota."""

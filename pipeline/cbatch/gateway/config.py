@@ -10,7 +10,8 @@ default_model: null               # for names that no pattern matches and the ca
 max_completion_tokens: null       # where the client gives none: it is what the account's limits reserve
 limits: {tpm: 1M}                 # as in job.yaml; this line and those below are read at the start only
 retry: {attempts: 4, max_wait_s: 60}
-concurrency: 1000
+concurrency: 1000                 # requests on the way to one provider at once
+    timeout_s: 180                    # of one answer
 log: {max_exchange: 2MB, max_total: 1GB}
 """
 
@@ -42,7 +43,7 @@ CEREBRAS = "cerebras"
 MODELS = MappingProxyType(dict.fromkeys(("gpt-5*", "gpt-6*", "codex-*", "o3*", "o4*"), "gpt-oss-120b"))
 MAX_FILE_BYTES = 1_000_000  # a file of a thousand providers has a tenth of it
 SETTLED_S = 2.0  # the coarsest times of a file system: a younger file may change once more without looking newer
-START_ONLY = ("limits", "retry", "concurrency", "log")
+START_ONLY = ("limits", "retry", "concurrency", "timeout_s", "log")
 
 _PROVIDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # it stands in a header, in the log and in messages
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,99}")
@@ -182,6 +183,7 @@ class _File(Part):
     limits: Limits = Field(default_factory=Limits)
     retry: Retry = Field(default_factory=Retry)
     concurrency: Annotated[int, Field(ge=1, le=20_000)] = 1_000
+    timeout_s: Time = 180.0
     log: Log = Field(default_factory=Log)
 
 
@@ -197,6 +199,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     retry: Retry = field(default_factory=Retry)
     concurrency: int = 1_000
+    timeout_s: float = 180.0
     log: Log = field(default_factory=Log)
 
     def route(self, model: str, provider: str | None = None) -> Route:
@@ -248,6 +251,7 @@ def parse(text: str, path: Path) -> Settings:
         limits=file.limits,
         retry=file.retry,
         concurrency=file.concurrency,
+        timeout_s=file.timeout_s,
         log=file.log,
     )
 

@@ -19,6 +19,8 @@ from cbatch.schema import Failure
 
 LIMITED = "rate_limit_exceeded"
 TOO_LONG = "context_length_exceeded"
+FINAL = "invalid_prompt"
+SLEEP_S = 600.0  # Codex sleeps as long as it is told to: for a limit of the day it must not
 AGAIN_S = 5.0  # what a refusal without a time says: the pacer has waited before
 
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 402: "insufficient_quota", 429: "rate_limit_error"}
@@ -66,9 +68,14 @@ def problem_of(error: APIError, now: datetime) -> Problem:
         wait_s = ratelimits.stated_wait_s(error.headers, now)
         if wait_s is None and error.status == 429:
             wait_s = ratelimits.reset_s(error.headers)
+        message = str(error).removeprefix(f"HTTP {error.status}: ")
+        if error.code is None and error.type is None:  # not the API's own: a page of a proxy, or nothing
+            message = f"the upstream answered with status {error.status}: {message}"
+        elif error.status in (401, 403):  # the client's key is not what is meant
+            message = f"the upstream refuses the gateway's key: {message}"
         return Problem(
             status=error.status,
-            message=str(error).removeprefix(f"HTTP {error.status}: "),
+            message=message,
             type=error.type,
             code=error.code,
             param=error.param,
@@ -84,13 +91,17 @@ def failed(failure: Failure, now: datetime) -> Problem:
     if isinstance(failure.error, APIError):
         return problem_of(failure.error, now)
     if failure.code == "never_fits":  # waiting would not help, so it is no 429
-        return Problem(status=400, message=failure.message, code="request_exceeds_rate_limit")
+        message = failure.message.partition("; lower ")[0]  # what follows is about jobs
+        message += "; shorten the conversation, or ask for fewer output tokens"
+        return Problem(status=400, message=message, code="request_exceeds_rate_limit")
     return Problem(status=502, message=failure.message, code=failure.code or failure.kind)
 
 
 def waited(what: str, waited_s: float, left_s: float) -> Problem:
     """The account's limits let nothing through for longer than a client should wait."""
-    message = f"waited {waited_s:.0f} s for {what}; the account's limit is used up"
+    message = f"the account's limit ({what}) is used up"
+    if waited_s >= 1:
+        message += f", also after a wait of {waited_s:.0f} s"
     return Problem(
         status=429, message=message, code=LIMITED, retry_after_s=max(left_s, 1.0) if left_s < math.inf else AGAIN_S
     )
@@ -99,17 +110,24 @@ def waited(what: str, waited_s: float, left_s: float) -> Problem:
 def event_of(problem: Problem) -> tuple[str, str]:
     """(code, message) of `response.failed`, so that Codex waits, gives up or repeats as it should.
 
-    `invalid_prompt` is the one code after which it shows our words and does not ask again.
+    FINAL is the one code after which it shows our words and does not ask again.
     """
     message = problem.message or f"HTTP {problem.status}"
     if problem.status == 429:
         again_s = AGAIN_S if problem.retry_after_s is None else max(problem.retry_after_s, 0.1)
+        if again_s > SLEEP_S:
+            return FINAL, f"{message.rstrip('. ')}. There is room again in {_duration(again_s)}."
         return LIMITED, f"{message.rstrip('. ')}. Please try again in {again_s:.1f}s."
     if problem.code == TOO_LONG:
         return TOO_LONG, message
     if problem.status < 500 and problem.status not in (408, 409):
-        return "invalid_prompt", message
+        return FINAL, message
     return "server_error", message
+
+
+def _duration(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def as_overflow(problem: Problem) -> Problem:

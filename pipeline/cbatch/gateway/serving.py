@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import os
 import time
@@ -23,7 +22,7 @@ from cbatch.gateway.counters import Counters
 from cbatch.gateway.exchange_log import ExchangeLog
 from cbatch.gateway.passthrough import CONNECT_S, SILENCE_S, Passthrough
 from cbatch.gateway.store import Responses
-from cbatch.gateway.upstream import Upstreams
+from cbatch.gateway.upstream import Upstream, Upstreams
 from cbatch.library import Client
 
 BACKLOG = 4096  # hundreds of clients start at once
@@ -84,9 +83,9 @@ async def running(options: Options, notify: Callable[[str], None]) -> AsyncItera
                 log.hide(key)
             return key
 
-        def make(provider: Provider, settings: Settings) -> tuple[Client, float]:
+        def make(provider: Provider, settings: Settings) -> Upstream:
             key_of(provider)
-            return _client(provider, settings, options), settings.retry.max_wait_s
+            return Upstream(_client(provider, settings, options), settings.retry.max_wait_s, settings.concurrency)
 
         provider = settings.providers[settings.provider]
         if provider.mode == "translate":  # a missing key is told now, and not to the first client
@@ -115,7 +114,7 @@ async def running(options: Options, notify: Callable[[str], None]) -> AsyncItera
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await web.TCPSite(runner, options.host, options.port, backlog=BACKLOG, reuse_address=True).start()
-        yield f"http://{_reachable(options.host)}:{runner.addresses[0][1]}", counters
+        yield f"http://{reachable(options.host)}:{runner.addresses[0][1]}", counters
 
 
 def _client(provider: Provider, settings: Settings, options: Options) -> Client:
@@ -125,8 +124,7 @@ def _client(provider: Provider, settings: Settings, options: Options) -> Client:
         "limits": limits or None,
         "attempts": settings.retry.attempts,
         "max_wait_s": settings.retry.max_wait_s,
-        "concurrency": settings.concurrency,
-        "timeout_s": 600.0,  # as the SDKs'; a long answer of a slow model
+        "timeout_s": settings.timeout_s,
     }
     if provider.name == CEREBRAS and provider.base_url is None:
         if options.sim:
@@ -157,7 +155,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _reachable(host: str) -> str:
+def reachable(host: str) -> str:
     """The host as a client would write it: not the wildcard, and IPv6 in brackets."""
     with suppress(ValueError):
         address = ipaddress.ip_address(host)
@@ -165,13 +163,3 @@ def _reachable(host: str) -> str:
             return "127.0.0.1" if address.version == 4 else "[::1]"
         return host if address.version == 4 else f"[{host}]"
     return host
-
-
-async def until(
-    stop: asyncio.Event, options: Options, notify: Callable[[str], None], on_ready: Callable[[str], None]
-) -> Counters:
-    """Serve until `stop`; returns what was counted."""
-    async with running(options, notify) as (address, counters):
-        on_ready(address)
-        await stop.wait()
-    return counters

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any
@@ -23,11 +24,12 @@ REMEMBERED_S = 2.0  # a refused key stays refused: Codex asks six times
 
 
 class Upstream:
-    """A client, and how long a request may wait for its limits (s)."""
+    """A client, how long a request may wait for its limits (s), and how many may be on the way at once."""
 
-    def __init__(self, client: Client, patience_s: float) -> None:
+    def __init__(self, client: Client, patience_s: float, concurrency: int) -> None:
         self.client = client
         self._patience_s = patience_s
+        self._places = asyncio.Semaphore(concurrency)
         self._refusal: Problem | None = None
         self._refused_at = 0.0
 
@@ -71,11 +73,13 @@ class Upstream:
             raise Refused(self._refusal)
         patience = _Patience(self.client, self._patience_s)
         try:
-            async with patience:
+            async with self._places, patience:
                 outcome = await self.client.send(
                     body, model=model, limit=limit, on_chunk=on_chunk, on_reply=on_reply, timeline=timeline
                 )
         except APIError as exc:
+            if self.client.is_closing:
+                raise Refused(Problem(status=503, message="the gateway was stopped", code="stopped")) from exc
             problem = as_overflow(problem_of(exc, datetime.now(UTC)))
             if problem.status == 401:
                 self._refusal, self._refused_at = problem, time.perf_counter()
@@ -136,8 +140,8 @@ class Upstreams:
         """Those that are open."""
         return [upstream for _, upstream in self._open.values()]
 
-    async def get(self, name: str, settings: object, make: Any) -> Upstream:
-        """The upstream of this name; made anew where its settings have changed. `make()` is a Client, and patience."""
+    async def get(self, name: str, settings: object, make: Callable[[], Upstream]) -> Upstream:
+        """The upstream of this name; made anew where its settings have changed."""
         known = self._open.get(name)
         if known is not None and known[0] == settings:
             return known[1]
@@ -145,7 +149,7 @@ class Upstreams:
             known = self._open.get(name)
             if known is not None and known[0] == settings:
                 return known[1]
-            client, patience_s = make()
-            await self._stack.enter_async_context(client)  # the old one still has requests: closed at the end
-            self._open[name] = settings, Upstream(client, patience_s)
-            return self._open[name][1]
+            made = make()
+            await self._stack.enter_async_context(made.client)  # the old one still has requests: closed at the end
+            self._open[name] = settings, made
+            return made
