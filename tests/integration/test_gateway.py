@@ -286,7 +286,7 @@ def test_a_server_that_fails_before_the_first_byte(
 
 
 def test_faults_that_pass_are_not_seen(gateways: Gateways, sims: Sims, tmp_path: Path) -> None:
-    sim = sims("--speed", "inf", "--fault", "server_error=0.3", "--fault", "drop_before=0.2", "--seed", "3")
+    sim = sims("--speed", "inf", "--fault", "server_error=0.1", "--fault", "drop_before=0.1", "--seed", "3")
     (tmp_path / "g.yaml").write_text("retry: {attempts: 12, max_wait_s: 1}")
     gateway = gateways(sim, "--config", str(tmp_path / "g.yaml"))
     assert [gateway.ask("/v1/responses", {**HELLO, "input": f"{n}"}).status for n in range(12)] == [200] * 12
@@ -446,9 +446,9 @@ def test_a_port_that_is_taken(forking: Forking, gateways: Gateways, sim: Sim, tm
 
 def test_the_gateway_shares_the_accounts_limits_with_jobs(gateways: Gateways, sims: Sims, job: JobFolder) -> None:
     """Both at once send no more than the account allows: not one 429, where each alone would use it all."""
-    job.sim = sim = sims("--speed", "inf", "--rpm", "60", "--clock-rate", "10")
-    job.settings["limits"] = {"rpm": 600, "concurrency": 16}
-    (job.path / "g.yaml").write_text("limits: {rpm: 600}")
+    job.sim = sim = sims("--speed", "inf", "--rpm", "60", "--clock-rate", "20")
+    job.settings["limits"] = {"rpm": 1200, "concurrency": 16}
+    (job.path / "g.yaml").write_text("limits: {rpm: 1200}")
     gateway = gateways(sim, "--config", "g.yaml", cwd=job.path)  # the same home, so the same budgets
     job.rows(questions(60))
     run = job.start()
