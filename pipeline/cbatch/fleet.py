@@ -28,6 +28,7 @@ from cbatch.session import Activity
 from cbatch.sizes import Gain, Sizes
 from cbatch.throttle import Throttle
 
+MAX_SHARED = 200  # budgets of a process: a file and two descriptors each, and a gateway's clients may name any model
 UNKNOWN_CEILING_TOKENS = 32_768  # of an answer, for models that the catalog does not have
 
 
@@ -183,7 +184,7 @@ class Fleet:
 
     def _account(self, model: str) -> Account | None:
         """The budget that this process shares with all others of the key; None where it has none."""
-        if self._accounts is None:
+        if self._accounts is None or len(self._shared) >= MAX_SHARED:
             return None
         endpoint = self.api.endpoint
         try:

@@ -385,9 +385,9 @@ class Client:
         """
         return await self._ask(_request(model, body, limit), on_chunk, on_reply, timeline)
 
-    def waiting_for(self) -> tuple[str, float] | None:
-        """What the first request that waits for the account's limits waits for, and how long still (s)."""
-        return self._fleet.waiting_for() if self._fleet else None
+    def waiting_for(self, model: str) -> tuple[str, float] | None:
+        """What the first of a model's requests that wait for the account's limits waits for, and how long still (s)."""
+        return self._fleet.sender(model).gate.waiting_for if self._fleet else None
 
     @property
     def waiting(self) -> int:

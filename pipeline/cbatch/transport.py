@@ -74,7 +74,8 @@ def late(deadline_s: float) -> APITimeoutError:
 
 def cut_off(why: object) -> APIResponseError:
     """The error of an answer that stopped before its end."""
-    return APIResponseError(f"the answer stopped before its end: {why}", code="truncated", truncated=True)
+    said = " ".join(str(why).removeprefix("400, message:").split())  # aiohttp's parser speaks as a server
+    return APIResponseError(f"the answer stopped before its end: {said}", code="truncated", truncated=True)
 
 
 def no_connection(endpoint: Endpoint) -> APIUnreachableError:

@@ -36,10 +36,15 @@ def entries() -> dict[str, dict[str, Any]]:
 
 
 def test_the_config_sends_codex_here_over_the_responses_api() -> None:
-    """`wire_api` is said because 0.42.0 would speak chat completions; no env_key, or Codex wants the variable."""
+    """Nothing that is not needed: a key that one version does not know is a warning (include_apply_patch_tool).
+
+    `wire_api` is said because 0.42.0 would speak chat completions; the effort because 0.169.0 shows "none"
+    otherwise; no env_key, or Codex wants the variable.
+    """
     assert config() == {
         "model": "gpt-oss-120b",
         "model_provider": "cbatch",
+        "model_reasoning_effort": "medium",
         "model_context_window": 131_072,
         "model_auto_compact_token_limit": 104_857,
         "model_catalog_json": "/home/me/catalog.json",

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from cbatch.gateway.counters import LATEST, MAX_NAMES, NAMELESS, OTHER, Counters
+from cbatch.gateway.counters import LATEST, MAX_KINDS, MAX_NAMES, OTHER, UNKNOWN, Counters
 
 ANSWER: dict[str, Any] = {
     "route": "/responses",
@@ -58,6 +58,7 @@ def samples(counters: Counters) -> dict[str, float]:
 FAILED = {
     "status": 502, "outcome": "failed", "prompt_tokens": None, "cached_tokens": None, "completion_tokens": None,
     "reasoning_tokens": None, "cost_usd": None, "latency_s": None, "ttft_s": None, "server_tokens_per_s": None,
+    "error": "upstream: cannot connect", "code": "upstream_error",
 }  # fmt: skip
 
 
@@ -83,6 +84,16 @@ def test_the_summary_adds_up_what_was_observed() -> None:
         "tokens_per_s": 2_000.0,
         "cost_usd": pytest.approx(0.02),
         "unpriced": 2,
+        "without_usage": 0,
+        "failures": [
+            {
+                "status": 502,
+                "code": "upstream_error",
+                "message": "upstream: cannot connect",
+                "requests": 1,
+                "varies": False,
+            }
+        ],
         "retries": 2,
         "rate_limited": 2,
         "wait_s": 1.5,
@@ -109,6 +120,7 @@ def test_the_last_lines_say_what_a_person_asks_for() -> None:
     ).lines()
     assert lines == [
         "gateway: 6 requests in 61.0 s, 1 failed, 1 cancelled",
+        "  failed    502 upstream: cannot connect (1)",
         "  retried   3 times, 3 answered with 429",
         "  tokens    5,000 in (3,000 cached), 1,000 out; 2,000 tokens/s by the server's clock",
         "  cost      $0.04 and 1 answer of unknown price",
@@ -152,18 +164,96 @@ def test_prometheus_reads_the_page() -> None:
     assert found["cbatch_latency_seconds_sum{model=gpt-oss-120b}"] == pytest.approx(0.8)
 
 
-def test_names_that_clients_make_up_do_not_fill_the_memory() -> None:
-    """The name of a model is text of a request; so is a path that nobody serves."""
-    made_up = [FAILED | {"model": f"m{n}", "route": f"/r{n}", "status": 404} for n in range(3 * MAX_NAMES)]
-    counters = counted({}, *made_up, {}, {"model": ""})
+REFUSED = FAILED | {"status": 404, "error": "model not found", "code": "model_not_found"}
+
+
+def test_names_that_clients_make_up_take_no_place() -> None:
+    """The name of a model is text of a request; so is a path that nobody serves. What is refused has no tally."""
+    made_up = [REFUSED | {"model": f"m{n}", "route": f"/r{n}"} for n in range(3 * MAX_NAMES)]
+    counters = counted(*made_up, REFUSED | {"model": ""}, {}, {})
     found = counters.summary()
-    assert len(found["models"]) == MAX_NAMES + 1
-    assert found["models"][OTHER]["requests"] == 2 * MAX_NAMES + 2
+    assert found["models"].keys() == {"gpt-oss-120b", UNKNOWN}
     assert found["models"]["gpt-oss-120b"]["requests"] == 2
-    assert found["requests"] == 3 * MAX_NAMES + 3
-    routes = {key.split("route=")[1] for key in samples(counters) if "route=" in key}
-    assert len(routes) == MAX_NAMES + 1
-    assert counted({"model": ""}).summary()["models"].keys() == {NAMELESS}
+    assert found["models"][UNKNOWN]["failed"] == 3 * MAX_NAMES + 1
+    exchanges = {key for key in samples(counters) if key.startswith("cbatch_exchanges_total")}
+    assert exchanges == {
+        "cbatch_exchanges_total{model=gpt-oss-120b,outcome=ok,route=/responses,status=200}",
+        f"cbatch_exchanges_total{{model={UNKNOWN},outcome=failed,route=/responses,status=404}}",
+        f"cbatch_exchanges_total{{model={UNKNOWN},outcome=failed,route={OTHER},status=404}}",
+    }
+    model_lines = [line.strip() for line in counters.lines() if "model  " in line]
+    assert model_lines == [
+        "model     gpt-oss-120b: 2 requests, 2,000 in, 400 out",
+        "model     (unknown): 301 requests, 301 failed",
+    ], "the models that are served come first, however often others were asked for"
+
+
+def test_what_fails_before_any_answer_adds_one_line_to_the_page() -> None:
+    """No histograms of zeros, and no tokens."""
+    before = len(counted({}).page().splitlines())
+    assert len(counted({}, *[REFUSED | {"model": f"m{n}"} for n in range(300)]).page().splitlines()) == before + 1
+
+
+def test_a_model_that_answered_keeps_its_failures() -> None:
+    found = counted(FAILED, {}, FAILED).summary()["models"]
+    assert (found["gpt-oss-120b"]["failed"], found[UNKNOWN]["failed"]) == (1, 1)
+    cut = FAILED | {"model": "cut", "prompt_tokens": 5}
+    assert counted(cut).summary()["models"].keys() == {"cut"}, "what has usage was answered, if not to the end"
+
+
+@pytest.mark.parametrize("model", ["", UNKNOWN])
+def test_a_model_without_a_name_of_its_own_is_counted_as_unknown(model: str) -> None:
+    found = counted({"model": model}, REFUSED).summary()
+    assert found["models"].keys() == {UNKNOWN}
+    assert found["models"][UNKNOWN]["requests"] == found["requests"] == 2
+
+
+def test_more_models_than_there_is_room_for_are_counted_together() -> None:
+    found = counted(*[{"model": f"m{n}"} for n in range(MAX_NAMES + 3)]).summary()
+    assert len(found["models"]) == MAX_NAMES + 1
+    assert found["models"][OTHER]["ok"] == 3
+    assert found["ok"] == MAX_NAMES + 3
+
+
+def test_the_last_lines_say_why_requests_failed() -> None:
+    """The three most frequent ways, each with how often; what varies under one code is an example."""
+    wrong_key = FAILED | {"status": 401, "error": "Wrong API Key", "code": "wrong_api_key"}
+    other_models = [REFUSED | {"error": f"model m{n} not found"} for n in range(4)]
+    no_code = FAILED | {"status": 500, "error": "out of\n  order\x1b[2J", "code": None}
+    lines = counted(*[wrong_key] * 31, *other_models, *[no_code] * 2, FAILED, {}).lines()
+    assert lines[1:5] == [
+        "  failed    401 Wrong API Key (31)",
+        "  failed    404 model_not_found, such as: model m0 not found (4)",
+        "  failed    500 out of order\\x1b[2J (2)",
+        "  tokens    1,000 in (600 cached), 200 out; 2,000 tokens/s by the server's clock",
+    ]
+
+
+def test_messages_that_never_come_twice_do_not_hide_the_one_that_does() -> None:
+    """Nor fill the memory."""
+    once = [FAILED | {"error": f"request {n} failed", "code": None} for n in range(5 * MAX_KINDS)]
+    for place in range(0, len(once), MAX_KINDS // 2):
+        once.insert(place, FAILED | {"error": "the same", "code": None})
+    counters = counted(*once)
+    assert len(counters._failures._kinds) == MAX_KINDS
+    first = counters.summary()["failures"][0]
+    assert (first["message"], first["requests"]) == ("the same", 10)
+
+
+def test_a_long_message_is_cut() -> None:
+    counters = counted(FAILED | {"error": "x" * 10**6, "code": None})
+    assert len(counters.summary()["failures"][0]["message"]) <= 300
+    assert max(map(len, counters.lines())) <= 120
+
+
+def test_answers_without_usage_are_told() -> None:
+    """Then the tokens and the cost are not all."""
+    silent = {"prompt_tokens": None, "cached_tokens": None, "completion_tokens": None, "cost_usd": None}
+    counters = counted({}, silent, silent, FAILED)
+    assert "  unknown   2 answers without usage: their tokens and cost are missing here" in counters.lines()
+    assert counters.summary()["without_usage"] == 2
+    assert samples(counters)["cbatch_without_usage_total{model=gpt-oss-120b}"] == 2
+    assert not [line for line in counted({}, FAILED).lines() if "usage" in line]
 
 
 def test_the_median_is_of_the_latest_answers() -> None:

@@ -14,14 +14,13 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 from aiohttp import web
 
 from cbatch import __version__, catalog, environment
 from cbatch.client import OnChunk, Reply
-from cbatch.errors import APIError
+from cbatch.errors import APIError, CbatchError
 from cbatch.gateway.bodies import MAX_BODY_BYTES, decoded, parsed, too_large
 from cbatch.gateway.codex import model_catalog
 from cbatch.gateway.config import Provider, Route, Settings, Watched
@@ -33,7 +32,7 @@ from cbatch.gateway.passthrough import Passthrough
 from cbatch.gateway.shapes import ChatShape, ResponsesShape
 from cbatch.gateway.store import Responses
 from cbatch.gateway.streaming import streamed
-from cbatch.gateway.upstream import Upstream, Upstreams
+from cbatch.gateway.upstream import Upstream, Upstreams, written
 from cbatch.library import Answer
 from cbatch.responses import TranslationError, input_items, target, to_chat, to_response
 
@@ -98,24 +97,23 @@ class Gateway:
         )
         exchange.came_from(request.headers)
         asks = request.method == "POST"
+        allowed: str | None = None
         try:
             self._check(request)
             response = await handler(request)
         except Refused as refused:
             problem = refused.problem
-        except orjson.JSONEncodeError:
-            message = "the request is nested too deeply to be sent on"  # 1,024 levels are read, and 254 written
-            problem = Problem(status=400, message=message, code="invalid_json")
         except web.HTTPException as exc:  # the router's: no such route, or not with this method
-            problem = _unrouted(request, exc)
+            problem, allowed = _unrouted(request, exc), exc.headers.get("Allow")
         except (asyncio.CancelledError, ConnectionError):
             if exchange.problem is None:
                 exchange.outcome, exchange.status = "cancelled", 499
             self._close(exchange, asks)
             raise
         except Exception as exc:
-            self._notify(f"cbatch has a bug: {exchange.route}: {type(exc).__name__}: {exc}")
-            problem = Problem(status=500, message=f"the gateway has a bug: {type(exc).__name__}: {exc}")
+            message = f"{type(exc).__name__}: {exc}"
+            self._notify(f"cbatch has a bug: {exchange.route}: {message}")
+            problem = Problem(status=500, message=f"the gateway has a bug: {message}")
             if exchange.first_out is not None:  # cut, so that it does not look whole
                 exchange.problem, exchange.status, exchange.outcome = problem, 500, "failed"
                 self._close(exchange, asks)
@@ -127,7 +125,8 @@ class Gateway:
             return response
         exchange.problem, exchange.status, exchange.outcome = problem, problem.status, "failed"
         self._close(exchange, asks)
-        return web.Response(status=problem.status, body=problem.body(), headers=problem.headers())
+        headers = problem.headers() | ({"Allow": allowed} if allowed else {})
+        return web.Response(status=problem.status, body=problem.body(), headers=headers)
 
     def _close(self, exchange: Exchange, asks: bool) -> None:
         problem = exchange.problem
@@ -136,27 +135,29 @@ class Gateway:
         if asks:
             self.counters.observe(**exchange.counted())
             if self._log is not None:
-                self._log.write(exchange.record(), 3 * exchange.size_bytes)  # once as it came, twice translated
+                self._log.write(exchange.record(), 2 * exchange.size_bytes + exchange.kept_bytes)
 
     def _tell(self, problem: Problem, exchange: Exchange) -> None:
         """Say a failure that is not the client's, once in TELL_AGAIN_S: a thousand clients meet the same."""
         now = time.monotonic()
         kind = problem.status, problem.code
-        if now - self._told.get(kind, -TELL_AGAIN_S) >= TELL_AGAIN_S and len(self._told) < MAX_KINDS:
+        if kind not in self._told and len(self._told) >= MAX_KINDS:
+            return
+        if now - self._told.get(kind, -TELL_AGAIN_S) >= TELL_AGAIN_S:
             self._told[kind] = now
             self._notify(f"{exchange.provider}: {problem.status}: {problem.message}")
 
     def _check(self, request: web.Request) -> None:
         """A page in a browser reaches 127.0.0.1, too: it may not spend this machine's quota."""
         if self._local:
-            host = urlsplit(f"//{request.host}").hostname or ""
             origin = request.headers.get("Origin")
-            if not environment.is_local(f"http://{host}") or (origin and not environment.is_local(origin)):
+            if not _is_local(f"http://{request.host}") or (origin and not _is_local(origin)):
                 message = "this gateway serves programs on its own machine, and no web pages"
                 raise Refused(Problem(status=403, message=message, code="forbidden_origin"))
         if self._client_key is None or request.path == "/health":
             return
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ").strip().encode()
+        scheme, _, given_key = request.headers.get("Authorization", "").partition(" ")
+        given = given_key.strip().encode("utf-8", "surrogateescape") if scheme.lower() == "bearer" else b""
         if not hmac.compare_digest(given, self._client_key):
             message = "this gateway wants its own key (--client-key) as Authorization: Bearer …"
             raise Refused(Problem(status=401, message=message, code="invalid_api_key"))
@@ -181,6 +182,7 @@ class Gateway:
             exchange.chat = translation.chat
         if exchange.is_codex:  # which does not read them, and they are 30 KB in each of three events
             translation = replace(translation, echo={**translation.echo, "instructions": None, "tools": []})
+        written(translation.echo)  # what cannot be written is refused now, and not in the middle of an answer
         upstream = await self._upstream(route.provider)
         chat = translation.chat
         limit = chat.get("max_completion_tokens")
@@ -199,13 +201,13 @@ class Gateway:
             return await streamed(request, exchange, ResponsesShape(exchange, translation, keep), headers, ask)
         replies: list[Reply] = []
         exchange.answer = await ask(None, replies.append)
-        completion = orjson.loads(replies[-1].body)
+        completion = _whole(replies[-1])
         created_at = int(exchange.started_at.timestamp())
         answer = to_response(translation, completion, response_id=exchange.id, created_at=created_at)
         keep(answer)
         if exchange.keeps:
-            exchange.upstream.append(completion)
-            exchange.events.append(answer)
+            exchange.keep(exchange.upstream, completion, len(replies[-1].body))
+            exchange.keep(exchange.events, answer, len(replies[-1].body))
         return web.Response(body=orjson.dumps(answer), headers=JSON | headers | _told(exchange.answer.headers))
 
     def _history(self, previous: object) -> list[dict[str, Any]]:
@@ -275,8 +277,9 @@ class Gateway:
             return await streamed(request, exchange, ChatShape(), {}, ask)
         replies: list[Reply] = []
         exchange.answer = await ask(None, replies.append)
+        completion = _whole(replies[-1])
         if exchange.keeps:
-            exchange.upstream.append(orjson.loads(replies[-1].body))
+            exchange.keep(exchange.upstream, completion, len(replies[-1].body))
         return web.Response(body=replies[-1].body, headers=JSON | _told(exchange.answer.headers))
 
     # -- the rest -------------------------------------------------------------------------------
@@ -340,8 +343,8 @@ class Gateway:
             raw = await request.read()
         except web.HTTPRequestEntityTooLarge:
             raise too_large() from None
-        except web.RequestPayloadError as exc:
-            message = f"the body breaks off: {exc}"
+        except web.RequestPayloadError:
+            message = "the body breaks off"
             raise Refused(Problem(status=400, message=message, code="invalid_body")) from None
         plain = decoded(raw, request.headers.get("Content-Encoding", ""))
         body = parsed(plain)
@@ -368,11 +371,32 @@ class Gateway:
             raise Refused(Problem(status=400, message=f"{PROVIDER}: {exc}", code="unknown_provider")) from None
 
     async def _upstream(self, provider: Provider) -> Upstream:
-        return await self.upstreams.get(provider.name, provider, lambda: self._make(provider, self.watched.current()))
+        try:
+            return await self.upstreams.get(provider, lambda: self._make(provider, self.watched.current()))
+        except CbatchError as exc:  # a provider of the file, opened by the first who asks for it
+            message = f"provider {provider.name} cannot be used: {exc}"
+            raise Refused(Problem(status=502, message=message, code="provider_unusable")) from exc
 
 
 def _told(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name.lower().startswith(_TOLD)}
+
+
+def _is_local(url: str) -> bool:
+    try:
+        return environment.is_local(url)
+    except ValueError:  # no address at all
+        return False
+
+
+def _whole(reply: Reply) -> dict[str, Any]:
+    """The completion in a reply that was read as one already. Raises Refused for a stream that nobody asked for."""
+    try:
+        found: dict[str, Any] = orjson.loads(reply.body)
+    except orjson.JSONDecodeError:
+        message = "the upstream answered with a stream that was not asked for"
+        raise Refused(Problem(status=502, message=message, code="upstream_error")) from None
+    return found
 
 
 def _no_response(name: str) -> Problem:

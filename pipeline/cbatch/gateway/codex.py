@@ -36,6 +36,8 @@ def config_toml(
         "# Codex CLI through `cbatch serve`: $CODEX_HOME/config.toml, which is ~/.codex/config.toml",
         f"model = {_toml(model)}",
         f"model_provider = {_toml(PROVIDER)}",
+        # What is asked for anyway, but 0.169 would show "none". A model that knows no effort is asked without one.
+        'model_reasoning_effort = "medium"  # or low, high',
     ]
     if context_tokens is not None:
         lines.append(f"model_context_window = {context_tokens}")
@@ -49,7 +51,7 @@ def config_toml(
         # Named OpenAI, Codex would expect what only OpenAI has: compaction on the server, compressed requests.
         'name = "Cerebras via cbatch"',
         f"base_url = {_toml(base_url)}",
-        'wire_api = "responses"  # 0.42 would speak chat completions',
+        'wire_api = "responses"  # the default of newer versions; 0.42 must be told',
     ]
     if client_key:
         lines.append(f"env_key = {_toml(CLIENT_KEY)}  # export {CLIENT_KEY}=…, the key of `cbatch serve --client-key`")

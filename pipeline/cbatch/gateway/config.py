@@ -11,7 +11,7 @@ max_completion_tokens: null       # where the client gives none: it is what the 
 limits: {tpm: 1M}                 # as in job.yaml; this line and those below are read at the start only
 retry: {attempts: 4, max_wait_s: 60}
 concurrency: 1000                 # requests on the way to one provider at once
-    timeout_s: 180                    # of one answer
+timeout_s: 180                    # of one answer
 log: {max_exchange: 2MB, max_total: 1GB}
 """
 

@@ -13,6 +13,7 @@ from cbatch.library import Answer
 from cbatch.schema import Timeline
 
 Outcome = Literal["ok", "failed", "cancelled"]
+KEPT_BYTES = 1_000_000  # of chunks and events of one exchange: in memory they take several times as much
 _KEPT = ("user-agent", "originator", "session-id", "session_id", "x-client-request-id")
 
 
@@ -23,6 +24,7 @@ class Exchange:
     id: str
     route: str
     client: str = ""
+    is_codex: bool = False
     keeps: bool = False
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     timeline: Timeline = field(default_factory=lambda: Timeline(ready=time.perf_counter()))
@@ -37,20 +39,27 @@ class Exchange:
     headers: dict[str, str] = field(default_factory=dict)
     request: Any = None
     size_bytes: int = 0  # of the request
+    kept_bytes: int = 0  # of what came and what was told, as JSON
+    left_out: int = 0  # chunks and events beyond KEPT_BYTES
     chat: Any = None
     upstream: list[Any] = field(default_factory=list)  # chunks, or the answer in one piece
     events: list[Any] = field(default_factory=list)  # told to the client
 
     def came_from(self, headers: Mapping[str, str]) -> None:
         """Take down who asks."""
-        self.client = headers.get("originator") or headers.get("user-agent", "")
+        originator, agent = headers.get("originator", ""), headers.get("user-agent", "")
+        self.client = originator or agent
+        self.is_codex = "codex" in f"{originator} {agent}".lower()
         if self.keeps:
             self.headers = {name: headers[name] for name in _KEPT if name in headers}
 
-    @property
-    def is_codex(self) -> bool:
-        """Whether Codex asks."""
-        return "codex" in self.client.lower()
+    def keep(self, kept: list[Any], value: Any, size_bytes: int) -> None:
+        """Keep a chunk or an event for the log, within a bound: hundreds of long streams must fit in memory."""
+        if self.kept_bytes + size_bytes > KEPT_BYTES:
+            self.left_out += 1
+            return
+        self.kept_bytes += size_bytes
+        kept.append(value)
 
     def counted(self) -> dict[str, Any]:
         """The arguments of `Counters.observe`."""
@@ -73,6 +82,8 @@ class Exchange:
             "server_tokens_per_s": metrics.server_tokens_per_s if metrics else None,
             "attempts": line.attempts,
             "rate_limited": line.refusals,
+            "error": self.problem.message if self.problem else None,
+            "code": self.problem.code if self.problem else None,
         }
 
     def record(self) -> dict[str, Any]:
@@ -87,7 +98,7 @@ class Exchange:
             "headers": self.headers,
             "provider": self.provider,
             "model": self.model,
-            "served_model": self.served,
+            "served_model": (answer.served_model if answer else None) or self.served,
             "status": self.status,
             "outcome": self.outcome,
             "error": self.problem.error() if self.problem else None,
@@ -107,6 +118,7 @@ class Exchange:
             "chat_request": self.chat,
             "upstream": self.upstream,
             "events": self.events,
+            "left_out": self.left_out,
         }
 
 

@@ -97,7 +97,7 @@ def failed(failure: Failure, now: datetime) -> Problem:
     return Problem(status=502, message=failure.message, code=failure.code or failure.kind)
 
 
-def waited(what: str, waited_s: float, left_s: float) -> Problem:
+def waited(what: str, left_s: float, waited_s: float) -> Problem:
     """The account's limits let nothing through for longer than a client should wait."""
     message = f"the account's limit ({what}) is used up"
     if waited_s >= 1:

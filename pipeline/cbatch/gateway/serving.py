@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -71,11 +72,16 @@ async def running(options: Options, notify: Callable[[str], None]) -> AsyncItera
                 notify=notify,
             )
             stack.callback(log.close)
-        timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_S, sock_read=SILENCE_S)
         session = await stack.enter_async_context(
-            aiohttp.ClientSession(timeout=timeout, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
         )
-        upstreams = Upstreams(stack)
+        # A stack of their own: those that are opened later must outlive the requests at the end, too.
+        upstreams = Upstreams(await stack.enter_async_context(AsyncExitStack()))
 
         def key_of(provider: Provider) -> str | None:
             key = _key(provider, options)
@@ -89,12 +95,12 @@ async def running(options: Options, notify: Callable[[str], None]) -> AsyncItera
 
         provider = settings.providers[settings.provider]
         if provider.mode == "translate":  # a missing key is told now, and not to the first client
-            await upstreams.get(provider.name, provider, lambda: make(provider, settings))
+            await upstreams.get(provider, lambda: make(provider, settings))
         gateway = Gateway(
             watched=watched,
             upstreams=upstreams,
             make=make,
-            passthrough=Passthrough(session, key_of),
+            passthrough=Passthrough(session, key_of, forwards_client_keys=not options.client_key),
             store=Responses(),
             counters=counters,
             log=log,
@@ -106,6 +112,7 @@ async def running(options: Options, notify: Callable[[str], None]) -> AsyncItera
         runner = web.AppRunner(
             gateway.app(),
             access_log=None,
+            logger=_silent(),
             handler_cancellation=True,  # a client that hangs up ends the request at the upstream
             shutdown_timeout=DRAIN_S,
             keepalive_timeout=IDLE_S,
@@ -153,6 +160,14 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _silent() -> logging.Logger:
+    """For aiohttp, which prints what it cannot read with a traceback, keys included; what matters is told by us."""
+    logger = logging.getLogger("cbatch.gateway.http")
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
+    return logger
 
 
 def reachable(host: str) -> str:

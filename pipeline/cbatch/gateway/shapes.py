@@ -67,9 +67,11 @@ class ResponsesShape:
         return b'data: {"type":"keepalive"}\n\n' if self._exchange.is_codex else b": keep-alive\n\n"
 
     def _encoded(self, events: list[dict[str, Any]]) -> bytes:
+        frames = [encode(event) for event in events]
         if self._exchange.keeps:
-            self._exchange.events += events
-        return b"".join(map(encode, events))
+            for event, frame in zip(events, frames, strict=True):
+                self._exchange.keep(self._exchange.events, event, len(frame))
+        return b"".join(frames)
 
 
 class ChatShape:

@@ -22,6 +22,7 @@ from cbatch.library import Answer
 from cbatch.responses import as_chunk
 
 KEEP_ALIVE_S = 15.0  # of silence; Codex waits for 5 minutes, proxies between often for 60 s
+CHUNK_BYTES = 300  # of one that makes no event
 STREAM = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 Ask = Callable[[OnChunk | None, Callable[[Reply], None] | None], Awaitable[Answer]]
@@ -48,9 +49,10 @@ async def streamed(
         if not chunks:
             pieces.append(shape.begin())
         chunks += 1
+        data = shape.chunk(chunk)
         if exchange.keeps:
-            exchange.upstream.append(chunk)
-        pieces.append(shape.chunk(chunk))
+            exchange.keep(exchange.upstream, chunk, len(data) or CHUNK_BYTES)
+        pieces.append(data)
         news.set()
 
     response: web.StreamResponse | None = None

@@ -34,6 +34,7 @@ Event = dict[str, Any]
 _STARTED = 2  # events of start(); their numbers are theirs, whenever it is asked for them
 _MOST_BLANKS = 64  # before a text; models put some around their calls, and some models never stop
 _CUT = {"length": "max_output_tokens", "content_filter": "content_filter"}
+_BROKEN = frozenset({"error", "abort", "aborted", "cancelled", "canceled"})  # of servers that end a stream so
 
 
 def encode(event: Mapping[str, Any]) -> bytes:
@@ -140,6 +141,8 @@ class Events:
         reason = self._finish_reason
         if reason is None:
             return self.fail("server_error", "the upstream's answer ended without finish_reason: it was cut off")
+        if reason in _BROKEN:
+            return self.fail("server_error", f"the upstream's answer ended with finish_reason {reason!r}")
         events: list[Event] = []
         self._settle(events)
         cut = _CUT.get(reason)
