@@ -332,8 +332,8 @@ class Gateway:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for the account's limits."""
-        return sum(upstream.client.waiting for upstream in self.upstreams.all())
+        """Requests that wait for a place, or for the account's limits."""
+        return sum(upstream.waiting for upstream in self.upstreams.all())
 
     # -- inside ---------------------------------------------------------------------------------
 
