@@ -26,6 +26,18 @@ KEYS = (ID, "method", "url", "body")
 
 # What a failure is called in the errors of the API, by status; every other 4xx is an invalid request.
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+# What a failure without a code of the server's is called in an error of a result line, by our own word for it.
+_CODES = {
+    "source": "invalid_request",
+    "render": "invalid_request",
+    "bad_request": "invalid_request",
+    "context_length": "context_length_exceeded",
+    "rate_limited": "rate_limit_exceeded",
+    "connection": "connection_error",
+    "server": "server_error",
+    "truncated": "incomplete_response",
+    "invalid_output": "invalid_response",
+}
 
 
 class LineError(ValueError):
@@ -50,6 +62,17 @@ def model_of(fields: Mapping[str, Any]) -> str | None:
     body = fields.get("body")
     model = body.get(MODEL) if isinstance(body, Mapping) else None
     return model if isinstance(model, str) and model else None
+
+
+def why_no_model(fields: Mapping[str, Any]) -> str:
+    """Why a line names no model: it is wrong before that, or the name is missing, or is none."""
+    try:
+        body = read_line(fields).body
+    except LineError as exc:
+        return str(exc)
+    if body.get(MODEL) is None:
+        return "body.model is missing, and so is `model` in job.yaml"
+    return f"body.model: read {_shown(body[MODEL])}; accepted: a model's name"
 
 
 def read_line(fields: Mapping[str, Any]) -> Line:
@@ -89,10 +112,16 @@ class Naming:
 
     models: bool = False  # whether every prompt went to several
     samples: bool = False
+    lines: bool = False  # whether the prompts were request lines
 
-    def __call__(self, row: Row) -> str:
-        """The custom_id of a row: `id`, `id:model`, `id:sample` or `id:model:sample`."""
-        parts = [row["id"]]
+    def __call__(self, row: Row) -> str | None:
+        """The custom_id of a row: `id`, `id:model`, `id:sample` or `id:model:sample`; None for a line without one."""
+        name = row["id"]
+        if self.lines and row["error_kind"] == "source" and row["input"] is not None:
+            name = _given_id(row)  # the row's own may be made of what is in the line
+            if name is None:
+                return None
+        parts = [name]
         if self.models:
             parts.append(row["model"])
         if self.samples:
@@ -100,7 +129,14 @@ class Naming:
         return ":".join(parts)
 
 
-def openai_line(row: Row, custom_id: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+def _given_id(row: Row) -> str | None:
+    """The custom_id of the line that a row was made from; None where it has none that can be one."""
+    fields = _json(row["input"])
+    given = fields.get(ID) if isinstance(fields, dict) else None
+    return str(given) or None if isinstance(given, str | int | float) and not isinstance(given, bool) else None
+
+
+def openai_line(row: Row, custom_id: str | None, body: Mapping[str, Any] | None) -> dict[str, Any]:
     """The result line as OpenAI writes it; `body` is the answer, None where the row is an error.
 
     As there, either `response` or `error` is null: `response` has a failure's status and message where the
@@ -117,7 +153,7 @@ def openai_line(row: Row, custom_id: str, body: Mapping[str, Any] | None) -> dic
     return {"id": f"batch_req_{_token(row)}", "custom_id": custom_id, "response": response, "error": error}
 
 
-def cerebras_line(row: Row, custom_id: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+def cerebras_line(row: Row, custom_id: str | None, body: Mapping[str, Any] | None) -> dict[str, Any]:
     """The result line as Cerebras writes it: the answer, or what went wrong."""
     if body is not None:
         return {"custom_id": custom_id, "status": "succeeded", "response": body}
@@ -183,7 +219,8 @@ def _error(row: Row, status: int) -> dict[str, Any]:
 
 
 def _problem(row: Row) -> dict[str, Any]:
-    return {"code": row["error_code"] or row["error_kind"], "message": row["error_message"]}
+    kind = row["error_kind"]
+    return {"code": row["error_code"] or _CODES.get(kind, kind), "message": row["error_message"]}
 
 
 def _call(call: object, place: int, row: Row) -> object:
@@ -231,4 +268,5 @@ def _json(text: str | None) -> Any:
 def several(job: Mapping[str, Any], *, load: bool) -> Naming:
     """How the rows of a job are told apart; a load run asks every prompt again and again."""
     models: Sequence[str] = job.get("model") or ()
-    return Naming(models=len(models) > 1, samples=load or (job.get("samples") or 1) > 1)
+    lines = (job.get("input") or {}).get("format") == "openai-batch"
+    return Naming(models=len(models) > 1, samples=load or (job.get("samples") or 1) > 1, lines=lines)

@@ -42,8 +42,8 @@ from cbatch.render import RenderError, Renderers
 from cbatch.resume import Resume, Work, recipe, try_template
 from cbatch.rundir import RunDir
 from cbatch.runlock import RunLock
-from cbatch.schema import COLUMN_INDEX, Completion, Failure, Record, Timeline
-from cbatch.send import Sender, send
+from cbatch.schema import COLUMN_INDEX, Completion, Failure, Prompt, Record, Timeline
+from cbatch.send import Sender, UnservedModel, send
 from cbatch.session import Options, Progress, Summary, unfinished_session
 from cbatch.source import Source, Survey, carried, check_carry
 from cbatch.throttle import Throttle
@@ -416,7 +416,10 @@ class Run:
             else:
                 if timeline.scheduled is not None:
                     await self._wait_until(timeline.scheduled)
-                outcome, paid = await send(request, sender, timeline, task)
+                try:
+                    outcome, paid = await send(request, sender, timeline, task)
+                except UnservedModel as exc:
+                    outcome = self._without(sender, prompt, exc, timeline)
         costs = []
         for one in paid:
             costs.append(cost_usd(one, sender.price))
@@ -438,6 +441,29 @@ class Run:
             parsed=_json(answer.parsed) if answer and answer.parsed is not None else None,
             input_json=prompt.raw.decode("utf-8", "replace") if self.job.results.input else None,
             carried=carried(prompt.fields, self._carry),
+        )
+
+    def _without(self, sender: Sender, prompt: Prompt, error: UnservedModel, timeline: Timeline) -> Failure:
+        """The failure of a line whose model the server does not have; the run goes on with the lines of other models.
+
+        Raises JobError where there are none, or where job.yaml names the model: then nothing is left that can be done.
+        """
+        if self.job.model:
+            raise error
+        others = [model for model in self._models if model != sender.model]
+        choice = [*others, *([error.near] if error.near else []), *catalog.load()[0]]
+        fix = next((model for model in choice if model in error.served), error.served[0])
+        fix = f"write `model: {fix}` in job.yaml to send all lines to one model"
+        if not others:
+            raise JobError(f"{prompt.origin}: body.{error}", hint=f"{fix}; {error.hint}") from error
+        if sender.unserved is None:
+            sender.unserved = error
+            self._warn(f"{error}: its {self.progress.left_by_model[sender.model]:,} prompts fail; {fix}")
+        return Failure(
+            kind="not_found",
+            code="model_not_found",
+            message=f"{prompt.origin}: body.{error}; {fix}",
+            http_status=404 if timeline.attempts else None,
         )
 
     async def _wait_until(self, due: float) -> None:

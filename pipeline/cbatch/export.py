@@ -9,6 +9,7 @@ while we read.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ SUFFIXES: dict[str, Form] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv
 AT_ONCE_BYTES = 1 << 20  # gathered before they are written
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+_LANGUAGES = {"jsonl": "JSON Lines", "csv": "CSV", "parquet": "Parquet"}
 _STATUS, _STARTED = COLUMN_INDEX["status"], COLUMN_INDEX["started_at"]
 _JSON = tuple(COLUMN_INDEX[name] for name in ("tool_calls", "parsed", "input"))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -55,10 +57,20 @@ def form_of(path: Path, wanted: Form | None) -> Form:
         )
     kind = form if form in ("csv", "parquet") else "jsonl"
     if suffix == ".json" or SUFFIXES.get(suffix, kind) != kind:
-        raise JobError(f"{path}: the name says {suffix}, and {form} is written as {kind}", hint=f"name it .{kind}")
+        raise JobError(
+            f"{path}: the name says {suffix}, and --format {form} writes {_LANGUAGES[kind]}",
+            hint=f"name it {_renamed(path, kind)}" + (", or leave --format out" if suffix in SUFFIXES else ""),
+        )
     if form == "parquet" and compressed:
         raise JobError(f"{path}: a Parquet file is compressed inside", hint="leave the last ending away")
     return form
+
+
+def _renamed(path: Path, kind: str) -> str:
+    """The name with the ending of this kind; Parquet is compressed inside."""
+    packed = path.suffix if path.suffix.lower() in (".gz", ".zst") else ""
+    plain = path.with_suffix("") if packed else path
+    return f"{plain.with_suffix(f'.{kind}').name}{packed if kind != 'parquet' else ''}"
 
 
 def export(
@@ -75,6 +87,8 @@ def export(
     where the disk is full, JournalError for a run that cannot be read.
     """
     if isinstance(target, Path):
+        if target.exists() and not (target.is_file() or target.is_dir()):  # before /dev/stdout is /proc/1/fd/pipe:[2]
+            raise JobError(f"{target}: not a regular file", hint="`-` writes to stdout")
         target = target.resolve()  # of a link, what it names
         _check(folder, target, force=force)
     carried = _carried(folder)
@@ -139,7 +153,7 @@ def _numbered(folder: RunDir, journal: Journal, names: Sequence[str]) -> Iterato
         part = next((part for part in journal.parts() if part.first_seq <= seq <= part.last_seq), None)
         if part is not None and part.state == VISIBLE:
             for number, row in _of_part(folder, journal, part, names):
-                if number >= seq:
+                if seq <= number <= last:  # it may end with rows that came since
                     yield row
             seq = part.last_seq + 1
             continue
@@ -298,8 +312,6 @@ def _check(folder: RunDir, path: Path, *, force: bool) -> None:
         raise JobError(f"{path}: belongs to the run itself", hint="name a file beside the run directory")
     if path.is_dir():
         raise JobError(f"{path}: a folder, not a file", hint=f"for example {path / 'rows.jsonl'}")
-    if path.exists() and not path.is_file():
-        raise JobError(f"{path}: not a regular file", hint="`-` writes to stdout")
     if path.exists() and not force:
         raise JobError(f"{path}: exists already", hint="--force replaces it")
     if not path.parent.is_dir():
@@ -333,7 +345,20 @@ def _write(pieces: Iterator[bytes], file: BinaryIO) -> None:
         gathered.append(piece)
         size += len(piece)
         if size >= AT_ONCE_BYTES:
-            file.write(b"".join(gathered))
+            _write_all(b"".join(gathered), file)
             gathered, size = [], 0
-    file.write(b"".join(gathered))
+    _write_all(b"".join(gathered), file)
     file.flush()
+
+
+def _write_all(data: bytes, file: BinaryIO) -> None:
+    """Write it to the end: stdout with PYTHONUNBUFFERED=1 takes what fits, and does not fail where that is less."""
+    if not isinstance(file, io.RawIOBase):
+        file.write(data)
+        return
+    rest = memoryview(data)
+    while rest:
+        taken = file.write(rest)
+        if taken is None:  # a pipe that does not block, and is full
+            raise BlockingIOError(errno.EAGAIN, "it does not block, and who reads it is too slow")
+        rest = rest[taken:]

@@ -55,6 +55,7 @@ class Plan:
     first_body: bytes | None
     first_origin: str | None
     first_problem: str | None
+    unknown_models: list[str]  # that lines of a batch file name and the catalog does not have
     models: list[ModelPlan]
 
 
@@ -119,6 +120,7 @@ def plan(
         first_body=first_body,
         first_origin=first_origin,
         first_problem=first_problem,
+        unknown_models=[] if job.model else [model for model in models if catalog.card(model) is None],
         models=[
             _model(
                 job,

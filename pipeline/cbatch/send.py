@@ -51,6 +51,16 @@ NOTHING = Bill(0.0, 0.0)
 HEADERS_S = 0.05  # the server's word about its windows is read at most so often: it costs 20 µs
 
 
+class UnservedModel(JobError):
+    """The server's own list confirms that it does not serve this model; `served` is the list, `near` a similar name."""
+
+    def __init__(self, message: str, model: str, served: list[str]) -> None:
+        self.near = next(iter(difflib.get_close_matches(model, served, n=1)), None)
+        self.served = served
+        listed = f"served: {', '.join(served)}"
+        super().__init__(message, hint=f"did you mean {self.near}? {listed}" if self.near else listed)
+
+
 @dataclass(slots=True, kw_only=True)
 class Sender:
     """Everything `send` needs besides the request; one per model."""
@@ -77,6 +87,7 @@ class Sender:
     notify: Callable[[str], None] = lambda message: None
     succeeded: int = 0  # answers of this model, for quotas are per model
     headers_read_at: float = float("-inf")
+    unserved: UnservedModel | None = None  # given by who goes on without this model: its requests are not sent any more
 
 
 async def send(
@@ -93,9 +104,9 @@ async def send(
     for whoever saw them would see them twice. `on_reply` gets the answers unread. `task` is the current one;
     who sends many asks for it once, because that is a system call (getpid) up to Python 3.11.
 
-    Marks `timeline`. Raises RunStopped if every other prompt would fail too, BudgetReached before the
-    request that could cross the budget, CancelledError if the run drains before the outcome is known:
-    the prompt then leaves no record and is sent again.
+    Marks `timeline`. Raises RunStopped if every other prompt would fail too, UnservedModel if every other
+    one of this model would, BudgetReached before the request that could cross the budget, CancelledError if
+    the run drains before the outcome is known: the prompt then leaves no record and is sent again.
     """
     clock, activity, sizes = sender.clock, sender.activity, sender.sizes
     task = task or asyncio.current_task()
@@ -113,6 +124,7 @@ async def send(
         on_chunk(chunk)
 
     while True:
+        _refuse_unserved(sender)
         cost = sizes.cost(request, cap)
         most = sizes.completion_tokens(request, cap)
         worst = _worst(sender, most, len(asked))
@@ -132,6 +144,11 @@ async def send(
             if not paid:
                 raise
             return _as_it_is(paid[-1], "the budget has no room for another try"), paid
+        if sender.unserved is not None:  # another prompt found out while this one waited
+            sender.gate.never_sent(cost)
+            if bill:
+                sender.purse.settle(bill, NOTHING)
+            continue
         body = asked if cap is None else request.with_limit(cap, asked)
         sent, loop_sent = clock(), sender.loop_time()
         # The wait ends before `sent`: pacing is the client's time, not the server's.
@@ -384,7 +401,7 @@ async def _decide(error: APIError, sender: Sender, *, counted: int, refusals: in
     if isinstance(error, RateLimitError):
         sender.activity.rate_limited += 1
     if isinstance(error, NotFoundError) and error.code == "model_not_found" and not sender.succeeded:
-        await _explain_unknown_model(sender.model, sender.api, error)
+        await _explain_unknown_model(sender, error)
     return retry.decide(
         error,
         counted=counted,
@@ -397,21 +414,24 @@ async def _decide(error: APIError, sender: Sender, *, counted: int, refusals: in
     )
 
 
-async def _explain_unknown_model(model: str, api: Client, error: APIError) -> None:
-    """Raise JobError if the server's own list confirms that it does not serve `model`.
+def _refuse_unserved(sender: Sender) -> None:
+    if sender.unserved is not None:
+        raise sender.unserved.with_traceback(None)
+
+
+async def _explain_unknown_model(sender: Sender, error: APIError) -> None:
+    """Raise UnservedModel if the server's own list confirms that it does not serve this model.
 
     Without a list, or with the model in it, the row fails like any other 404.
     """
+    _refuse_unserved(sender)  # another prompt has asked
     try:
-        served = sorted(entry["id"] for entry in await api.models())
+        served = sorted(entry["id"] for entry in await sender.api.models())
     except APIError:
         return
-    if served and model not in served:
-        near = difflib.get_close_matches(model, served, n=1)
-        raise JobError(
-            f"model: {model!r} is not served to this key at {api.endpoint.base_url}",
-            hint=f"did you mean {near[0]}? served: {', '.join(served)}" if near else f"served: {', '.join(served)}",
-        ) from error
+    if served and sender.model not in served:
+        said = f"model: {sender.model!r} is not served to this key at {sender.api.endpoint.base_url}"
+        raise UnservedModel(said, sender.model, served) from error
 
 
 def _failure(error: APIError, because: str) -> Failure:

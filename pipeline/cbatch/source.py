@@ -207,7 +207,7 @@ class Source:
             if self._by_line:
                 named = self._model(row)
                 if named is None and problem is None:
-                    fields, problem = None, "body.model is missing, and so is `model` in job.yaml"
+                    fields, problem = None, batchfile.why_no_model(fields or {})
                 asked = [named or next(iter(survey.models))]
                 asked = [model for model in asked if model in models]
             else:

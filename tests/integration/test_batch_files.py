@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
-from tests.integration.conftest import Forking, JobFolder, Result, Sim, belongs, wait_for
+from tests.integration.conftest import PIPELINE, Forking, JobFolder, Result, Sim, belongs, wait_for
 
 MODEL, OTHER = "gpt-oss-120b", "qwen-3.8-27b"
 
@@ -54,7 +57,7 @@ def export(forking: Forking, tmp_path: Path) -> Callable[..., Result]:
     return call
 
 
-def lines_of(text: str) -> dict[str, dict[str, Any]]:
+def lines_of(text: str) -> dict[Any, dict[str, Any]]:
     """Result lines by custom_id, each there once."""
     found = [json.loads(line) for line in text.split("\n")[:-1]]
     by_id = {line["custom_id"]: line for line in found}
@@ -139,11 +142,11 @@ def test_wrong_lines_are_error_lines_and_the_others_are_answered(
     }
     wrong = {name: {**line, "custom_id": name} for name, line in wrong.items()}
     nameless = {key: value for key, value in chat(100).items() if key != "custom_id"}
-    batch.rows([chat(0), *wrong.values(), nameless, '{"custom_id": "cut', response(1)])
+    batch.rows([chat(0), *wrong.values(), nameless, response(1)])
     result = batch.execute()
-    assert (result.code, result.summary["done"], result.summary["failed"]) == (3, 2, 10)
+    assert (result.code, result.summary["done"], result.summary["failed"]) == (3, 2, 9)
     batch.proof()
-    for status, count in (("ok", 2), ("error", 10)):
+    for status, count in (("ok", 2), ("error", 9)):
         file = tmp_path / f"{status}.jsonl"
         done = export(batch, str(file), "--format", "openai-batch", "--status", status)
         assert (done.code, done.err) == (0, f"{count} rows -> {file}\n")
@@ -152,27 +155,118 @@ def test_wrong_lines_are_error_lines_and_the_others_are_answered(
     for custom_id, line in answered.items():
         check(custom_id, line)
     failed = lines_of((tmp_path / "error.jsonl").read_text())
-    assert set(failed) > set(wrong), "and two lines without an id of their own"
+    assert failed.keys() == {*wrong, None}, "a line without a custom_id is given none"
     refused = failed.pop("refused")
     assert (refused["error"], refused["response"]["status_code"]) == (None, 400)
     assert "temperature" in refused["response"]["body"]["error"]["message"]
     for line in failed.values():
         assert line["response"] is None
+        assert line["error"]["code"] == "invalid_request"
         assert "rows.jsonl:" in line["error"]["message"], "the line of the file"
+    kinds = {row["error_kind"] for row in batch.results()}
+    assert {"source", "render"} < kinds, "the columns tell them apart"
 
 
 def test_a_model_in_job_yaml_runs_a_file_that_was_made_for_another_provider(
     batch: JobFolder, export: Callable[..., Result]
 ) -> None:
     batch.rows([chat(0, model="gpt-4o-mini"), response(1, model="gpt-5")])
-    result = batch.execute()
-    assert result.code == 2
-    assert "'gpt-4o-mini' is not served" in result.err or "'gpt-5' is not served" in result.err
+    assert batch.execute().code == 3
     result = batch.execute("--fresh", "--set", f"model={MODEL}")
     assert result.code == 0, result.err
     for custom_id, line in lines_of(export(batch, "-", "--format", "openai-batch").out).items():
         assert line["response"]["body"]["model"] == MODEL
         check(custom_id, line)
+
+
+def test_lines_for_a_model_that_is_not_served_fail_and_the_others_are_answered(
+    batch: JobFolder, export: Callable[..., Result]
+) -> None:
+    """As a file for OpenAI has them. Not one request for each: once the server's list has said no, they fail unsent."""
+    unserved = [chat(n, model="gpt-4o-mini") for n in range(100, 160)]
+    batch.rows([line for pair in zip(unserved, [chat(n) for n in range(60)], strict=True) for line in pair])
+    batch.settings["limits"] = {"concurrency": 4}
+    result = batch.execute()
+    assert (result.code, result.summary["done"], result.summary["failed"]) == (3, 60, 60)
+    assert result.summary["errors"] == {"not_found": 60}
+    assert 61 <= batch.sim.requests <= 64, "the answers, and what was on the wire at the first 404"
+    assert "'gpt-4o-mini' is not served" in result.err
+    assert "its 60 prompts fail" in result.err
+    batch.proof()
+    rows = [row for row in batch.results() if row["status"] == "error"]
+    assert {(row["error_kind"], row["error_code"], row["model"]) for row in rows} == {
+        ("not_found", "model_not_found", "gpt-4o-mini")
+    }
+    assert {(row["http_status"], row["attempts"]) for row in rows} == {(404, 1), (None, 0)}
+    for row in rows:
+        number = 2 * (int(row["id"][1:]) - 100) + 1
+        assert row["error_message"].startswith(f"rows.jsonl:{number}: body.model: 'gpt-4o-mini' is not served")
+        assert f"write `model: {MODEL}` in job.yaml" in row["error_message"]
+    for line in lines_of(export(batch, "-", "--format", "openai-batch", "--status", "error").out).values():
+        error = line["error"] or line["response"]["body"]["error"]
+        assert error["code"] == "model_not_found"
+    batch.sim.reset()
+    assert (batch.execute().code, batch.sim.requests) == (3, 0), "known"
+    result = batch.execute("--set", f"model={MODEL}")
+    assert (result.code, result.summary["done"], batch.sim.requests) == (0, 120, 60), "as the hint said"
+
+
+def test_a_file_for_one_model_that_is_not_served_stops_with_the_way_out(batch: JobFolder) -> None:
+    """No line of it can be answered, and nothing is recorded: the file runs once job.yaml says where to."""
+    batch.rows([chat(n, model="gpt-4o-mini") for n in range(30)])
+    result = batch.execute()
+    assert result.code == 2
+    assert "rows.jsonl:" in result.err
+    assert "body.model: 'gpt-4o-mini' is not served" in result.err
+    assert f"hint: write `model: {MODEL}` in job.yaml" in result.err
+    assert "resumes" not in result.err
+    result = batch.execute("--set", f"model={MODEL}")
+    assert (result.code, result.summary["done"]) == (0, 30)
+
+
+def test_a_model_of_job_yaml_that_is_not_served_stops_a_batch_file_as_any_job(batch: JobFolder) -> None:
+    result = batch.execute("--set", "model=[gpt-4o-mini, gpt-oss-120b]")
+    assert result.code == 2
+    assert "error: model: 'gpt-4o-mini' is not served" in result.err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(("full", "rows"), [(False, 40), (True, 1)])
+def test_rows_that_stdout_has_no_room_for_are_an_error(
+    batch: JobFolder, tmp_path: Path, unbuffered: str, full: bool, rows: int
+) -> None:
+    """With a buffer, where few rows stay in it until the end, and without, where a part is taken and nothing said."""
+    batch.execute("--limit", str(rows))
+    most = 40_000  # bytes: SQLite needs 32 KB of them, and 40 rows are more
+    code = f"""
+import resource
+from cbatch.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most}))
+main()
+"""
+    command = [sys.executable, "-B", "-c", code, "export", str(batch.run.path), "-"]  # -B: or bytecode is cut as well
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PIPELINE), "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full" if full else tmp_path / "cut").open("wb") as file:
+        done = subprocess.run(command, env=env, stdout=file, stderr=subprocess.PIPE, text=True, check=False)
+    reason = "No space left on device" if full else "File too large"
+    hint = "hint: free some space; the run itself is untouched"
+    assert (done.returncode, done.stderr) == (1, f"error: stdout: {reason}\n{hint}\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_a_pipe_takes_is_not_counted(batch: JobFolder, unbuffered: str) -> None:
+    """`… | head` says nothing, like any program: who reads may go before the end, and after it nobody could tell."""
+    batch.execute()
+    command = [sys.executable, "-m", "cbatch", "export", str(batch.run.path), "-"]
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PIPELINE), "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 40)
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
 
 
 def test_cerebras_result_lines_have_a_status_and_a_completion(batch: JobFolder, export: Callable[..., Result]) -> None:

@@ -368,3 +368,13 @@ def test_wrong_usage_is_one_clear_message(cbatch: Callable[..., Result], args: l
     assert result.code in (1, 2)
     assert said in result.err
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_does_not_fit_is_an_error(tmp_path: Path, unbuffered: str) -> None:
+    """Also with PYTHONUNBUFFERED, where Python itself takes half a write for a whole one."""
+    command = f'ulimit -f 4; exec "{sys.executable}" -B -m cbatch schema > out'
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PIPELINE), "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["bash", "-c", command], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "stdout: cannot be written: File too large" in done.stderr

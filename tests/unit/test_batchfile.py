@@ -28,6 +28,7 @@ from cbatch.batchfile import (
     request_of,
     several,
 )
+from cbatch.cli.plan import lines as plan_lines
 from cbatch.errors import JobError, SourceError
 from cbatch.export import export
 from cbatch.job import Job
@@ -228,6 +229,21 @@ def test_a_plan_shows_each_model(tmp_path: Path) -> None:
     assert "rows.jsonl:3: body.stream" in str(found.first_problem)
 
 
+def test_a_plan_names_the_models_of_lines_that_the_catalog_does_not_have(tmp_path: Path) -> None:
+    """Those of job.yaml are named by whoever wrote it, and a run stops at once if they are wrong."""
+    lines = [line("a"), line("b", model="gpt-4o-mini"), line("c", model="gpt-5")]
+    job = made(tmp_path, lines)
+    found = plan(job)
+    assert found.unknown_models == ["gpt-4o-mini", "gpt-5"]
+    (said,) = [text for text in plan_lines(job, found, RunDir(tmp_path)) if text.startswith("  unknown")]
+    assert "'gpt-4o-mini', 'gpt-5'" in said
+    assert "`model: NAME` in job.yaml" in said
+    for job in (made(tmp_path / "a", lines[:1]), made(tmp_path / "b", lines, "input: rows.jsonl\nmodel: gpt-4o\n")):
+        found = plan(job)
+        assert found.unknown_models == []
+        assert not any("unknown " in text for text in plan_lines(job, found, RunDir(tmp_path))[:2])
+
+
 def test_a_custom_id_stands_for_one_line(tmp_path: Path) -> None:
     said = refused(tmp_path, [line("a"), line("b"), line("a", seed=1)])
     assert "rows.jsonl:3: id 'a' again, first at rows.jsonl:1" in said
@@ -262,6 +278,29 @@ def test_a_line_that_cannot_be_sent_says_why(change: dict[str, Any], said: str) 
 def test_a_key_that_a_line_lacks_is_named(key: str) -> None:
     with pytest.raises(LineError, match=f"`{key}` is missing"):
         read_line({name: value for name, value in CHAT.items() if name != key})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"body": {"messages": []}}, "body.model is missing, and so is `model` in job.yaml"),
+        ({"body": {"model": None, "messages": []}}, "body.model is missing"),
+        ({"body": {"model": 5}}, "body.model: read 5; accepted: a model's name"),
+        ({"body": {"model": ""}}, 'body.model: read ""; accepted'),
+        ({"body": "text"}, 'body: read "text"; accepted: the request'),
+        ({"url": "/v1/embeddings", "body": {"input": "x"}}, 'url: read "/v1/embeddings"'),
+    ],
+)
+def test_a_line_that_names_no_model_says_what_is_wrong_first(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    _, prompts = read(made(tmp_path, [line("a"), {**CHAT, "custom_id": "b", **change}]))
+    assert said in str(prompts[1].problem)
+
+
+def test_a_missing_body_is_not_a_missing_model(tmp_path: Path) -> None:
+    """The line with the wrong key: it is what somebody looks for."""
+    nobody = {key: value for key, value in CHAT.items() if key != "body"} | {"custom_id": "b", "Body": {}}
+    _, prompts = read(made(tmp_path, [line("a"), nobody]))
+    assert prompts[1].problem == "`body` is missing; a request line has custom_id, method, url, body"
 
 
 def test_a_line_may_do_without_its_method() -> None:
@@ -458,8 +497,19 @@ def test_a_result_line_has_a_response_or_an_error_never_both() -> None:
             None,
         ),
         ({"error_kind": "timeout", "http_status": None}, None, {"code": "timeout", "message": "it broke"}),
-        ({"error_kind": "render", "http_status": None}, None, {"code": "render", "message": "it broke"}),
-        ({"error_kind": "invalid_output", "http_status": 200}, None, {"code": "invalid_output", "message": "it broke"}),
+        ({"error_kind": "render", "http_status": None}, None, {"code": "invalid_request", "message": "it broke"}),
+        ({"error_kind": "source", "http_status": None}, None, {"code": "invalid_request", "message": "it broke"}),
+        (
+            {"error_kind": "invalid_output", "http_status": 200},
+            None,
+            {"code": "invalid_response", "message": "it broke"},
+        ),
+        ({"error_kind": "connection", "http_status": None}, None, {"code": "connection_error", "message": "it broke"}),
+        (
+            {"error_kind": "not_found", "http_status": None, "error_code": "model_not_found"},
+            None,
+            {"code": "model_not_found", "message": "it broke"},
+        ),
     ],
 )
 def test_a_failure_is_told_as_the_provider_tells_it(
@@ -497,6 +547,28 @@ def test_a_failure_is_told_as_the_provider_tells_it(
 def test_a_custom_id_is_the_rows_id_and_what_tells_it_from_others(job: dict[str, Any], load: bool, name: str) -> None:
     assert several(job, load=load)(row(sample=3)) == name
     assert Naming()(row(sample=3)) == "a"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('{"method": "POST", "url": "x", "body": {}}', None),
+        ('{"custom_id": null, "body": {}}', None),
+        ('{"custom_id": ["a"], "body": {}}', None),
+        ('{"custom_id": "", "body": {}}', None),
+        ('{"custom_id": "cut', None),
+        ("[1]", None),
+        ('{"custom_id": "b", "body": {}}', "b"),
+        ('{"custom_id": 7, "body": {}}', "7"),
+        (None, "0123456789abcdef"),
+    ],
+)
+def test_a_line_that_cannot_be_sent_keeps_its_custom_id_and_is_given_none(text: str | None, name: str | None) -> None:
+    """The row's id is then a hash, which nobody who wrote the file knows; without the line nobody knows better."""
+    broken = row(id="0123456789abcdef", status="error", error_kind="source", input=text)
+    assert several({"input": {"format": "openai-batch"}}, load=False)(broken) == name
+    assert several({"input": {"format": "jsonl"}}, load=False)(broken) == "0123456789abcdef", "rows, and no lines"
+    assert openai_line(broken, name, None)["custom_id"] == name
 
 
 @pytest.mark.parametrize(

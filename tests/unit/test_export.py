@@ -7,17 +7,18 @@ import errno
 import gzip
 import io
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cbatch import export as export_module
@@ -112,6 +113,7 @@ def test_a_run_cut_off_anywhere_is_exported_with_every_acknowledged_row_once(
     before=st.lists(step, min_size=1, max_size=6),
     during=st.lists(st.tuples(st.integers(0, 6), step), min_size=1, max_size=6),
 )
+@example(before=[("put", 1), ("restart", 0), ("put", 1)], during=[(1, ("put", 1)), (0, ("again", 0))])
 def test_a_run_that_goes_on_while_it_is_exported_gives_what_it_had_once(
     tmp_path_factory: pytest.TempPathFactory,
     before: list[tuple[str, int]],
@@ -328,21 +330,33 @@ def test_the_name_says_what_is_written_unless_a_format_does(name: str, wanted: F
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted", "said"),
+    ("name", "wanted", "said", "hint"),
     [
-        ("a", None, "the format is not known"),
-        ("a.txt", None, "the format is not known"),
-        ("a.gz", None, "the format is not known"),
-        ("a.parquet.gz", None, "compressed inside"),
-        ("a.csv", "openai-batch", "the name says .csv, and openai-batch is written as jsonl"),
-        ("a.json", "jsonl", "the name says .json"),
-        ("a.jsonl", "parquet", "the name says .jsonl"),
+        ("a", None, "the format is not known", "--format"),
+        ("a.txt", None, "the format is not known", "--format"),
+        ("a.gz", None, "the format is not known", "--format"),
+        ("a.parquet.gz", None, "compressed inside", "leave the last ending away"),
+        (
+            "a.csv",
+            "openai-batch",
+            "a.csv: the name says .csv, and --format openai-batch writes JSON Lines",
+            "name it a.jsonl, or leave --format out",
+        ),
+        (
+            "x/a.b.csv.gz",
+            "jsonl",
+            "the name says .csv, and --format jsonl writes JSON Lines",
+            "name it a.b.jsonl.gz, or leave --format out",
+        ),
+        ("a.json", "jsonl", "the name says .json, and --format jsonl writes JSON Lines", "name it a.jsonl"),
+        ("a.jsonl", "parquet", "the name says .jsonl, and --format parquet writes Parquet", "name it a.parquet, or"),
+        ("a.jsonl.gz", "csv", "the name says .jsonl, and --format csv writes CSV", "name it a.csv.gz, or"),
     ],
 )
-def test_a_name_that_says_something_else_is_refused(name: str, wanted: Form | None, said: str) -> None:
+def test_a_name_that_says_something_else_is_refused(name: str, wanted: Form | None, said: str, hint: str) -> None:
     with pytest.raises(JobError, match=said) as caught:
         form_of(Path(name), wanted)
-    assert caught.value.hint
+    assert hint in str(caught.value.hint)
 
 
 def test_a_file_that_exists_is_replaced_only_when_told_so(run: RunDir, tmp_path: Path) -> None:
@@ -396,6 +410,47 @@ def test_a_full_disk_leaves_what_was_there(run: RunDir, tmp_path: Path, monkeypa
     assert sorted(one.name for one in tmp_path.iterdir()) == ["run", "x.csv"]
 
 
+class Sips(io.RawIOBase):
+    """A file that takes no more than `most` bytes at a time, and `room` in all: stdout without a buffer, at worst."""
+
+    def __init__(self, most: int, room: int) -> None:
+        super().__init__()
+        self.most, self.room = most, room
+        self.found = b""
+        self.blocks = True
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int | None:
+        taken = bytes(data[: min(self.most, self.room - len(self.found))])
+        if data and not taken:
+            if not self.blocks:
+                return None
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.found += taken
+        return len(taken)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "openai-batch"])
+def test_a_file_that_takes_less_than_it_is_given_is_given_the_rest(run: RunDir, tmp_path: Path, form: Form) -> None:
+    export(run, tmp_path / "x", form)
+    stdout = Sips(1_000, 10**9)
+    assert export(run, cast(BinaryIO, stdout), form) == 200
+    assert stdout.found == (tmp_path / "x").read_bytes()
+
+
+def test_rows_that_do_not_fit_any_more_are_no_success(run: RunDir) -> None:
+    """Without a buffer a full disk shows as bytes that are not taken, and an error only when it is asked again."""
+    with pytest.raises(RunStopped, match="No space left") as caught:
+        export(run, cast(BinaryIO, Sips(10**9, 10_000)), "jsonl")
+    assert caught.value.exit_code == 1
+    stdout = Sips(10**9, 10_000)
+    stdout.blocks = False
+    with pytest.raises(JobError, match="too slow"):
+        export(run, cast(BinaryIO, stdout), "jsonl")
+
+
 def test_an_interrupted_export_leaves_nothing(run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(pieces: Any, file: Any) -> None:
         file.write(next(pieces))
@@ -434,6 +489,33 @@ def test_rows_go_to_stdout_and_words_to_stderr(run: RunDir, said: Callable[..., 
     assert len([json.loads(line) for line in out.split("\n")[:-1]]) == 200
     code, out, _ = said(run.path, "-", "--format", "csv")
     assert (code, out.split(",")[0]) == (0, '"id"')
+
+
+def test_a_pipe_is_told_of_as_what_the_user_named(run: RunDir, tmp_path: Path) -> None:
+    """As /dev/stdout before a pipe: where a link leads, in /proc, tells nobody anything."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "stdout").symlink_to(tmp_path / "pipe")
+    with pytest.raises(JobError) as caught:
+        export(run, tmp_path / "stdout", "jsonl")
+    assert (str(caught.value), caught.value.hint) == (
+        f"{tmp_path / 'stdout'}: not a regular file",
+        "`-` writes to stdout",
+    )
+
+
+def test_a_piece_of_a_run_is_no_run_and_the_hint_names_the_one_it_is_of(
+    run: RunDir, tmp_path: Path, said: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("results", "run.json", "results/part-00000.parquet"):
+        code, _, err = said(run.path / name, tmp_path / "x.csv")
+        assert code == 2
+        assert err == (
+            f"error: {run.path / name}: not a run directory\nhint: it belongs to the run {run.path}: name that one\n"
+        )
+    monkeypatch.chdir(tmp_path)
+    assert "belongs to the run run: name" in said("run/results", "x.csv")[2], "in the user's words"
+    monkeypatch.chdir(run.path / "results")
+    assert "belongs to the run ..: name" in said(".", "x.csv")[2]
 
 
 @pytest.mark.parametrize(

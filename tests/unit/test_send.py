@@ -37,7 +37,7 @@ from cbatch.job import Retry
 from cbatch.pace import Cost, Pacer, Used
 from cbatch.purse import Bill, Purse
 from cbatch.schema import Completion, Failure, Request, TimeInfo, Timeline, Usage
-from cbatch.send import Sender, send
+from cbatch.send import Sender, UnservedModel, send
 from cbatch.session import Activity
 from cbatch.sizes import DEADLINE_S, WARM_UP, Sizes
 from cbatch.throttle import Throttle
@@ -607,6 +607,46 @@ def test_without_that_confirmation_a_404_fails_only_its_row(
     done = go(virtual, error, served=served, succeeded=succeeded)
     assert done.failure.http_status == error.status
     assert done.api.asked_for_models == asked
+
+
+def test_nothing_is_sent_any_more_to_a_model_that_somebody_does_without(virtual: Virtual) -> None:
+    """Neither what comes later nor what waits for its turn; each is told the same, and nothing is held for it."""
+
+    async def main() -> None:
+        api = ScriptedApi([UNKNOWN], served=["zz"])
+        by = sender(api, rpm=6, purse=WatchedPurse(usd=1.0))
+
+        async def one() -> UnservedModel:
+            with pytest.raises(UnservedModel) as caught:
+                await send(request(), by, Timeline(ready=0.0))
+            by.unserved = caught.value
+            return caught.value
+
+        async with asyncio.TaskGroup() as group:
+            waiting = [group.create_task(one()) for _ in range(20)]
+        early = len(api.sent)
+        assert early < 20, "some had to wait"
+        assert api.asked_for_models <= early
+        await one()
+        assert len(api.sent) == early
+        assert {str(task.result()) for task in waiting} == {str(by.unserved)}
+        assert by.activity.sent == early
+        assert settled(by)
+
+    virtual(main())
+
+
+def test_who_does_not_do_without_it_asks_each_time(virtual: Virtual) -> None:
+    """A gateway runs for weeks: a model may be served by then."""
+
+    async def main() -> None:
+        api = ScriptedApi([UNKNOWN, completion()], served=["zz"])
+        by = sender(api)
+        with pytest.raises(UnservedModel):
+            await send(request(), by, Timeline(ready=0.0))
+        assert isinstance((await send(request(), by, Timeline(ready=0.0)))[0], Completion)
+
+    virtual(main())
 
 
 # -- draining and cancelling ------------------------------------------------------------------

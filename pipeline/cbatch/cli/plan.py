@@ -134,6 +134,12 @@ def lines(job: Job, found: Plan, folder: RunDir) -> list[str]:
         out.append(f"  broken    {plural(found.broken_rows, 'row')} cannot be read and will be error rows")
     if found.unrenderable_rows:
         out.append(f"  broken    {plural(found.unrenderable_rows, 'row')} cannot be rendered: {found.first_problem}")
+    if found.unknown_models:
+        names = ", ".join(repr(name) for name in found.unknown_models)
+        out.append(
+            f"  unknown   {names}: not in the catalog; if the server does not have it either, its lines will be error "
+            "rows: write `model: NAME` in job.yaml to send all lines to one model"
+        )
     for model in found.models:
         out += _model_lines(job, model) if model.requests else []
     if found.first_body is not None:
