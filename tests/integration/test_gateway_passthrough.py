@@ -303,6 +303,16 @@ def test_a_compressed_answer_passes_and_is_not_measured(outer: Callable[..., Gat
     assert "1 answer without usage" in gateway.stop().err
 
 
+def test_a_header_that_comes_twice_passes_twice(outer: Callable[..., Gateway], lab: Lab) -> None:
+    lab.answer = http(STREAM, "text/event-stream", "200 OK", "X-Two: a", "X-Two: b")
+    link = HTTPConnection(urlsplit(outer().url).netloc, timeout=30)
+    link.request("POST", "/v1/responses", json.dumps(HELLO))
+    answer = link.getresponse()
+    answer.read()
+    link.close()
+    assert answer.headers.get_all("X-Two") == ["a", "b"]
+
+
 def test_a_client_that_wants_nothing_compressed_gets_it_so(outer: Callable[..., Gateway], lab: Lab) -> None:
     """Without a word from the client, the gateway asks for no compression of its own accord."""
     gateway = outer()

@@ -153,7 +153,8 @@ class _Passing:
         """Send it to the client. Raises Refused where the upstream stops before its end."""
         exchange, upstream, listener = self._exchange, self._upstream, self._listener
         exchange.status = upstream.status
-        told = {name: value for name, value in upstream.headers.items() if name.lower() not in _OWN}
+        # Pairs, and no dict: a header may come twice.
+        told = [(name, value) for name, value in upstream.headers.items() if name.lower() not in _OWN]
         response = web.StreamResponse(status=upstream.status, headers=told)
         await response.prepare(request)
         exchange.first_out = time.perf_counter()
