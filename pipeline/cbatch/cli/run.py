@@ -255,7 +255,7 @@ def lines(s: Summary, *, is_load: bool = False) -> list[str]:
         again = "; --retry-failed sends the failed ones again" if s.failed and not is_load else ""
         out.append(f"results in {s.folder}/results{again}")
     else:
-        again = "" if s.exit_code == 4 else "; the same line resumes it"  # the error says what to do about a budget
+        again = "" if s.exit_code in (2, 4) else "; the same line resumes it"  # the error says what to do first
         out.append(f"saved in {s.folder}{again}")
     return out
 
