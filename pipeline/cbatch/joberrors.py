@@ -81,7 +81,7 @@ def _one_error(error: ErrorDetails, keys: tuple[object, ...], where: Where) -> t
             return f"{place}: unknown key; did you mean {near[0]}?", None
         return f"{place}: unknown key", f"accepted here: {', '.join(known)}"
     if kind == "missing":
-        needs_none = "only an input of batch API lines (custom_id, method, url, body) needs no model and no prompt"
+        needs_none = "only lines of a batch API (custom_id, method, url, body) as input need no model and no prompt"
         return f"{place}: this key is needed and missing", needs_none if keys == ("prompt",) else None
     if kind == "value_error":
         text = error["msg"].removeprefix("Value error, ")
