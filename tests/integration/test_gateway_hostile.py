@@ -141,6 +141,37 @@ def test_what_is_not_http_is_not_printed(gateways: Gateways, sim: Sim) -> None:
     assert "csk-LEAKED" not in gateway.process.err
 
 
+def test_a_chat_request_that_can_be_read_and_not_written_is_refused(gateways: Gateways, sim: Sim) -> None:
+    """Its model is mapped, so it has to be written again."""
+    deep = json.loads('{"a":' * 400 + "1" + "}" * 400)
+    said = gateways(sim).ask("/v1/chat/completions", {**CHAT, "model": "gpt-5", "metadata": deep})
+    assert (said.status, said.json["error"]["code"]) == (400, "invalid_json")
+    assert sim.requests == 0
+
+
+def test_a_provider_that_is_replaced_may_finish_what_it_was_asked(
+    gateways: Gateways, sims: Sims, tmp_path: Path
+) -> None:
+    """Also a request that waits before its next try: it is neither on the wire nor in a queue then."""
+    failing, other = sims("--speed", "inf", "--fault", "server_error=1"), sims("--speed", "inf")
+    config = tmp_path / "g.yaml"
+
+    def point_to(sim: Sim) -> None:
+        config.write_text(f"{{providers: {{lab: {{base_url: '{sim.url}'}}}}, retry: {{attempts: 3}}}}")
+
+    point_to(failing)
+    gateway = gateways(other, "--config", str(config))
+    to_lab = {"X-Cbatch-Provider": "lab"}
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(gateway.ask, "/v1/responses", HELLO, to_lab)
+        wait_for(lambda: failing.requests == 1, "the first try")
+        wait_for(lambda: gateway.ask("/health").json["in_flight"] == 0, "its end: the wait is at least 0.375 s")
+        point_to(other)
+        assert gateway.ask("/v1/responses", HELLO, to_lab).status == 200
+        assert first.result().status == 500
+    assert failing.requests == 3
+
+
 def test_a_body_in_many_wrappings_is_refused(gateways: Gateways, sim: Sim) -> None:
     body = json.dumps(HELLO).encode()
     gateway = gateways(sim)

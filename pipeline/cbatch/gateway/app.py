@@ -35,6 +35,7 @@ from cbatch.gateway.streaming import streamed
 from cbatch.gateway.upstream import Upstream, Upstreams, written
 from cbatch.library import Answer
 from cbatch.responses import TranslationError, input_items, target, to_chat, to_response
+from cbatch.sse import is_stream
 
 TELL_AGAIN_S = 60.0
 MAX_KINDS = 100  # an upstream that makes up codes
@@ -201,7 +202,7 @@ class Gateway:
             return await streamed(request, exchange, ResponsesShape(exchange, translation, keep), headers, ask)
         replies: list[Reply] = []
         exchange.answer = await ask(None, replies.append)
-        completion = _whole(replies[-1])
+        completion = orjson.loads(_unstreamed(replies[-1]))
         created_at = int(exchange.started_at.timestamp())
         answer = to_response(translation, completion, response_id=exchange.id, created_at=created_at)
         keep(answer)
@@ -258,7 +259,7 @@ class Gateway:
             return await self._passthrough.forward(request, exchange, route, raw, body)
         if route.model != body.get("model"):
             body["model"] = route.model
-            plain = orjson.dumps(body)
+            plain = written(body)
         exchange.chat = body if exchange.keeps else None
         upstream = await self._upstream(route.provider)
         limit = body.get("max_completion_tokens") or body.get("max_tokens")
@@ -277,10 +278,10 @@ class Gateway:
             return await streamed(request, exchange, ChatShape(), {}, ask)
         replies: list[Reply] = []
         exchange.answer = await ask(None, replies.append)
-        completion = _whole(replies[-1])
+        answer = _unstreamed(replies[-1])
         if exchange.keeps:
-            exchange.keep(exchange.upstream, completion, len(replies[-1].body))
-        return web.Response(body=replies[-1].body, headers=JSON | _told(exchange.answer.headers))
+            exchange.keep(exchange.upstream, orjson.loads(answer), len(answer))
+        return web.Response(body=answer, headers=JSON | _told(exchange.answer.headers))
 
     # -- the rest -------------------------------------------------------------------------------
 
@@ -389,14 +390,12 @@ def _is_local(url: str) -> bool:
         return False
 
 
-def _whole(reply: Reply) -> dict[str, Any]:
-    """The completion in a reply that was read as one already. Raises Refused for a stream that nobody asked for."""
-    try:
-        found: dict[str, Any] = orjson.loads(reply.body)
-    except orjson.JSONDecodeError:
+def _unstreamed(reply: Reply) -> bytes:
+    """The body of a reply that was read as a completion already. Raises Refused for a stream that nobody asked for."""
+    if is_stream(reply.body):
         message = "the upstream answered with a stream that was not asked for"
-        raise Refused(Problem(status=502, message=message, code="upstream_error")) from None
-    return found
+        raise Refused(Problem(status=502, message=message, code="upstream_error"))
+    return reply.body
 
 
 def _no_response(name: str) -> Problem:

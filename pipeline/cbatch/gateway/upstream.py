@@ -32,6 +32,7 @@ class Upstream:
         self._patience_s = patience_s
         self._places = asyncio.Semaphore(concurrency)
         self._queued = 0
+        self.asked = 0  # requests that are not over: on the wire, waiting, or before a retry
         self._refusal: Problem | None = None
         self._refused_at = 0.0
 
@@ -66,6 +67,21 @@ class Upstream:
 
         Raises Refused.
         """
+        self.asked += 1
+        try:
+            return await self._relaxed(chat, model, limit, timeline, on_chunk, on_reply)
+        finally:
+            self.asked -= 1
+
+    async def _relaxed(
+        self,
+        chat: dict[str, Any] | bytes,
+        model: str,
+        limit: int | None,
+        timeline: Timeline,
+        on_chunk: OnChunk | None,
+        on_reply: OnReply | None,
+    ) -> Answer:
         while True:
             body = chat if isinstance(chat, bytes) else written(chat)
             try:
@@ -193,7 +209,7 @@ class Upstreams:
             if known is not None:
                 self._replaced.append(known[1])
             self._open[provider.name] = provider, made
-            for old in [one for one in self._replaced if not one.waiting and not one.client.activity.on_the_wire]:
+            for old in [one for one in self._replaced if not one.asked]:
                 self._replaced.remove(old)
                 await old.client.aclose()
             return made
