@@ -125,6 +125,10 @@ def input_items(request: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not isinstance(item, dict):
             where = f"input[{index}]"
             raise TranslationError(f"{where} should be an object", param=where, code="invalid_type")
+        for name in ("type", "role"):
+            if not isinstance(item.get(name), str | None):
+                where = f"input[{index}].{name}"
+                raise TranslationError(f"{where} should be a string", param=where, code="invalid_type")
     return items
 
 
