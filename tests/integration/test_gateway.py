@@ -116,6 +116,7 @@ def test_models_and_health(gateways: Gateways, sim: Sim) -> None:
         pytest.param({"model": None}, "model", id="no model"),
         pytest.param({"input": [{"type": "item_reference", "id": "x"}]}, "stored item", id="item reference"),
         pytest.param({"input": 7}, "input", id="input is a number"),
+        pytest.param({"input": [{"type": ["x"]}]}, "input[0].type", id="a type that is a list"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(
